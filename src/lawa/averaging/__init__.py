@@ -1,0 +1,5 @@
+"""The arithmetic of averaging: tensors by name. No files, no trainers.
+
+Read it in this order: averages (what is asked for), coefficients, mean (the bits), parameters and
+stores (where tensors lie), window and running (what is held), averager (the whole method).
+"""

@@ -1,0 +1,446 @@
+"""The whole method in a training loop.
+
+Latest weight averaging (arXiv 2306.03241): every N updates the model's weights are captured; the average
+of the last k captures is evaluated (mode "evaluate"), or becomes the model's weights and training goes on
+from it (mode "replace").
+
+    averager = WeightAverager(model, optimizer, mode="replace", every=1000, window=10)
+    for batch in loader:
+        loss_of(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
+        averager.update()
+    with averager.averaged():
+        evaluate(model)
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lawa.averaging import optimizer_state, state
+from lawa.averaging.averages import Average, Window
+from lawa.averaging.cost import Cost
+from lawa.averaging.mean import all_finite
+from lawa.averaging.parameters import Layout, ModelTensors, Part, Snapshot, read, reshard, write
+from lawa.averaging.running import Running
+from lawa.averaging.stores import make_store
+from lawa.averaging.window import Windows, snapshots_needed
+from lawa.cadence import ReplacementCadence, whole
+from lawa.errors import LawaError, NonFiniteAverage
+
+log = logging.getLogger("lawa")
+
+MODES = ("evaluate", "replace")
+AFTER_REPLACE = ("slide", "clear")
+
+
+class WeightAverager:
+    """Averages of a model's latest weights, evaluated or put in their place.
+
+    The short form is one window named "lawa":
+
+        WeightAverager(model, optimizer, mode="replace", every=1000, window=10)
+
+    The long form names as many averages as wanted, each with its own cadence:
+
+        WeightAverager(model, mode="evaluate",
+                       averages={"lawa": Window(10, every=1000), "ema": EMA(0.999), "swa": RunningMean(start=5000)})
+
+    model          any nn.Module; FSDP2 modules after fully_shard. Parameters that require gradients are averaged,
+                   by name, in the dtype they are kept in; tied weights once; a DTensor's own shard only
+    optimizer      needed for moments "reset" and "average", and for host placement to overlap with training
+    mode           "evaluate" or "replace"; it has no default
+    every, window  the short form: updates between captures, and how many snapshots the window holds
+    start, stop, coefficients, min_window
+                   the short form's other settings, as in Window
+    averages       the long form: {name: Window | EMA | RunningMean}
+    replace_with   the average that replaces; default: the only one
+    after_replace  "slide" (default): the window keeps its snapshots; "clear": it starts anew
+    replace_every, replace_until
+                   updates between replacements (default: every capture), and the last update for one
+    strength       α in (0, 1]: θ ← θ + α(average − θ); 1 (default) is the method as described
+    moments        Adam's on a replacement: "keep" (default), "reset", "average"; see lawa.averaging.optimizer_state
+    placement      of snapshots: "device" or "host" (pinned memory, copied while training goes on)
+    buffers        "latest" (default) or "average": float buffers; others always keep their latest value
+    accumulate     torch.float32 (default) or torch.float64, the dtype of the sum
+    strict         raise on a non-finite average instead of skipping the replacement
+
+    Raises LawaError for settings that contradict each other, and warns about one that has no effect.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        mode: str,
+        every: int | None = None,
+        window: int | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        coefficients: Any = None,
+        min_window: int | None = None,
+        averages: Mapping[str, Average] | None = None,
+        replace_with: str | None = None,
+        after_replace: str | None = None,
+        replace_every: int | None = None,
+        replace_until: int | None = None,
+        strength: float | None = None,
+        moments: str | None = None,
+        placement: str = "device",
+        buffers: str = "latest",
+        accumulate: torch.dtype = torch.float32,
+        strict: bool = False,
+    ) -> None:
+        if mode not in MODES:
+            raise LawaError(f"mode={mode!r} must be 'evaluate' or 'replace'")
+        short = {
+            "every": every, "size": window, "start": start, "stop": stop,
+            "coefficients": coefficients, "min_window": min_window,
+        }  # fmt: skip
+        self.model = model
+        self.optimizer = optimizer
+        self.mode = mode
+        self.averages = _averages(averages, {key: value for key, value in short.items() if value is not None})
+        self.strict = strict
+        self.accumulate = accumulate
+        if accumulate not in (torch.float32, torch.float64):
+            raise LawaError(f"accumulate={accumulate} must be torch.float32 or torch.float64")
+
+        self.replace_with: str | None = None
+        self.replacement: ReplacementCadence | None = None
+        replacing = {
+            "replace_with": replace_with, "after_replace": after_replace, "replace_every": replace_every,
+            "replace_until": replace_until, "strength": strength, "moments": moments,
+        }  # fmt: skip
+        self.strength = 1.0 if strength is None else strength
+        self.moments = moments or "keep"
+        if mode == "replace":
+            self._set_replacement(replace_with, after_replace or "slide", replace_every, replace_until)
+        else:
+            for setting, value in replacing.items():
+                if value is not None:
+                    warnings.warn(f"{setting}={value!r} has no effect with mode='evaluate'", stacklevel=2)
+
+        self._tensors = ModelTensors(model, buffers=buffers)
+        entries = self._tensors.trained
+        if self.moments == "average" and mode == "replace":
+            assert optimizer is not None  # check_policy refused it
+            entries = entries + optimizer_state.moment_entries(self._tensors.parameters, optimizer)
+        self._layout = Layout(entries)
+        self._store = make_store(placement, self._layout, overlap=optimizer is not None)
+        windows = {name: average for name, average in self.averages.items() if isinstance(average, Window)}
+        self._windows = Windows(windows, self._layout, self._store)
+        self._running = {
+            name: Running(average, self._layout)
+            for name, average in self.averages.items()
+            if not isinstance(average, Window)
+        }
+
+        self.step = 0  # the last update seen
+        self.last_replacement: int | None = None
+        self._pending: int | None = None
+        self._prepared: dict[int, Snapshot] = {}  # room for a state that is being loaded, by update
+        self._swapped: str | None = None  # the average whose weights the model has now
+        self._attached = False
+        if placement == "host" and optimizer is not None:
+            optimizer.register_step_pre_hook(lambda *_: self._store.protect())
+
+    # ---- the loop's side
+
+    def update(self, step: int | None = None, *, skipped: bool = False) -> bool:
+        """Call once after each optimizer step: captures what is due, and replaces if that is due; whether it replaced.
+
+        step     the trainer's own update number; default: one more than the last
+        skipped  the loss scaler skipped this update: it counts, and its capture is marked
+        """
+        if self._attached:
+            raise LawaError("the averager is attached to the optimizer, whose steps it counts; do not call update()")
+        return self._update(step, skipped=skipped)
+
+    def attach(self, optimizer: torch.optim.Optimizer | None = None) -> RemovableHandle:
+        """Update by itself after every optimizer.step(); the handle's remove() ends that."""
+        optimizer = optimizer or self.optimizer
+        if optimizer is None:
+            raise LawaError("attach() needs the optimizer; pass it here or to WeightAverager")
+        if self._attached:
+            raise LawaError("the averager is attached already; remove() the first handle before attaching again")
+        handle = optimizer.register_step_post_hook(self._after_step)
+        self._attached = True
+        return _Attachment(handle, self)
+
+    def capture(self, step: int | None = None, *, skipped: bool = False) -> bool:
+        """The first half of an update: capture θ_t for every average that is due; whether any was.
+
+        A replacement that falls due becomes pending; `replace_if_due` carries it out.
+        """
+        if self._swapped is not None:
+            raise LawaError(f"an update inside averaged({self._swapped!r}) would capture the average; leave it first")
+        t = self.step + 1 if step is None else whole(step, "step", at_least=1)
+        if t <= self.step:
+            raise LawaError(
+                f"update {t} comes after update {self.step}; steps only grow. "
+                "On resume, load the averager's state of the same checkpoint"
+            )
+        if self._pending is not None:
+            raise LawaError(
+                f"the replacement due at update {self._pending} was never carried out; "
+                "call replace_if_due() before the next update"
+            )
+        due = any(average.cadence.due(t) for average in self.averages.values())
+        if due:
+            self._tensors.check()
+            reshard(self.model)
+            self._windows.capture(t, skipped=skipped)
+            for running in self._running.values():
+                running.capture(t)
+        self.step = t
+        if self.replacement is not None and self.replacement.due(
+            t, held=self.count(self.replace_with), last=self.last_replacement
+        ):
+            self._pending = t
+        return due
+
+    def replace_if_due(self) -> bool:
+        """The second half: the model's weights become the average if a replacement is pending; whether they did.
+
+        Trainers that evaluate and save after their step hook call it when the next update begins, and at the end.
+        """
+        if self._pending is None:
+            return False
+        if self._swapped is not None:
+            raise LawaError(f"a replacement inside averaged({self._swapped!r}) would be undone; leave it first")
+        assert self.replace_with is not None
+        assert self.replacement is not None
+        t, self._pending = self._pending, None
+        self.last_replacement = t
+        parts = self._average(self.replace_with, moments=self.moments == "average")
+        if not self._finite_everywhere(parts):
+            held = f"{self.replace_with!r} of {self.count(self.replace_with)} snapshots"
+            message = f"update {t}: the average {held} is not finite (first in {self._first_bad(parts)!r})"
+            if self.strict:
+                raise NonFiniteAverage(f"{message}; the weights were left as they are")
+            log.warning("%s; replacement skipped", message)
+            return False
+        if self.strength != 1:
+            parts = _toward(parts, self.strength)
+        self._write(parts)
+        if self.moments == "reset":
+            assert self.optimizer is not None
+            optimizer_state.reset(self._tensors.parameters, self.optimizer)
+        if self.replacement.clear:
+            self._clear(self.replace_with)
+        return True
+
+    @property
+    def replacement_pending(self) -> bool:
+        """Whether a replacement fell due at the last capture and was not carried out yet."""
+        return self._pending is not None
+
+    # ---- looking at an average
+
+    @contextmanager
+    def averaged(self, name: str | None = None) -> Iterator[nn.Module]:
+        """Within the block the model has the average's weights; its own always come back, also after an exception.
+
+        Costs a backup and the average: two copies of the weights beside the snapshots, for as long as it lasts.
+        A window that is not full gives the average of what it holds.
+        """
+        name = self._resolve(name)
+        if self._swapped is not None:
+            raise LawaError(f"averaged({name!r}) inside averaged({self._swapped!r}); leave the first one before")
+        if self.count(name) == 0:
+            first = self.averages[name].cadence.first()
+            raise LawaError(f"average {name!r} holds nothing yet: its first capture is at update {first}")
+        average = self._average(name)
+        backup = [(group, group.allocate()) for group, _ in average]
+        reshard(self.model)
+        read(backup)
+        self._swapped = name
+        try:
+            self._write(average)
+            yield self.model
+        finally:
+            self._write(backup)
+            self._swapped = None
+
+    def count(self, name: str | None = None) -> int:
+        """Snapshots a window holds, or readings a running average has had."""
+        name = self._resolve(name)
+        return self._running[name].count if name in self._running else len(self._windows.rings[name].held)
+
+    def ready(self, name: str | None = None) -> bool:
+        """Whether the average has what it needs: a window its min_window snapshots, a running average one reading."""
+        name = self._resolve(name)
+        return self.count(name) >= self.averages[name].needed
+
+    def steps(self, name: str | None = None) -> list[int]:
+        """The updates whose snapshots a window holds, oldest first; a running average holds none."""
+        ring = self._windows.rings.get(self._resolve(name))
+        return ring.steps if ring else []
+
+    def is_finite(self, name: str | None = None) -> bool:
+        """Whether the average is finite on every rank (one scalar all-reduce); check it before publishing one."""
+        return self._finite_everywhere(self._average(self._resolve(name)))
+
+    def cost(self) -> Cost:
+        """Bytes this rank needs, computed from the settings; nothing is allocated."""
+        slots = snapshots_needed([ring.window for ring in self._windows.rings.values()])
+        on_device, on_host = self._store.nbytes(slots)
+        host = device = 0
+        for running in self._running.values():
+            for group, nbytes in running.nbytes():
+                host += nbytes if group.device.type == "cpu" else 0
+                device += nbytes if group.device.type != "cpu" else 0
+        return Cost(
+            snapshots=slots,
+            device=on_device + device,
+            host=on_host + host,
+            swap=2 * sum(group.nbytes for group in self._layout if not group.moments),
+            disk=on_device + on_host + device + host,
+        )
+
+    # ---- state (torch DCP's Stateful)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a fresh process needs to go on in the middle of a window. Tensors are views, not copies."""
+        return state.state_dict(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state saved by `state_dict`; its averages, names and shapes must be this averager's."""
+        state.load_state_dict(self, state_dict)
+
+    def prepare_to_load(self, checkpoint: Any, *, key: str = "averager") -> None:
+        """Before dcp.load in a fresh process: make room for the snapshots that `checkpoint` holds under `key`.
+
+        checkpoint  a DCP directory or storage reader; DCP loads in place, so there must be a place
+        """
+        state.prepare_to_load(self, checkpoint, key)
+
+    # ---- inside
+
+    def _set_replacement(self, name: str | None, after: str, every: int | None, until: int | None) -> None:
+        if after not in AFTER_REPLACE:
+            raise LawaError(f"after_replace={after!r} must be 'slide' or 'clear'")
+        alpha = self.strength
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
+            raise LawaError(f"strength={alpha!r} must lie in (0, 1]; 1 replaces the weights by the average")
+        optimizer_state.check_policy(self.moments, self.optimizer)
+        if name is None and len(self.averages) > 1:
+            raise LawaError(f"replace_with must name the average that replaces: one of {', '.join(self.averages)}")
+        self.replace_with = name = self._resolve(name)
+        average = self.averages[name]
+        window = average if isinstance(average, Window) else None
+        if window is None and every is None:
+            raise LawaError(f"replacing with {name!r}, a running average, needs replace_every")
+        if window is None and self.moments == "average":
+            raise LawaError(f"moments='average' needs a window; {name!r} is a running average")
+        self.replacement = ReplacementCadence(
+            captures=average.cadence,
+            window=window.size if window else None,
+            min_window=average.needed,
+            every=every,
+            until=until,
+            clear=after == "clear",
+        )
+
+    def _after_step(self, *_: Any) -> None:
+        self._update(None)
+
+    def _update(self, step: int | None, *, skipped: bool = False) -> bool:
+        self.capture(step, skipped=skipped)
+        return self.replace_if_due()
+
+    def _template(self) -> dict[str, Tensor]:
+        """Names and shapes of a snapshot, without one."""
+        return {entry.name: entry.reference for group in self._layout for entry in group.entries}
+
+    def _resolve(self, name: str | None) -> str:
+        if name is None and len(self.averages) == 1:
+            return next(iter(self.averages))
+        if name is None or name not in self.averages:
+            raise LawaError(f"average {name!r} is unknown; name one of {', '.join(self.averages)}")
+        return name
+
+    def _average(self, name: str, *, moments: bool = False) -> list[Part]:
+        if name in self._running:
+            return self._running[name].parts()
+        return self._windows.average(name, dtype=self.accumulate, moments=moments)
+
+    def _write(self, parts: list[Part]) -> None:
+        reshard(self.model)
+        self._store.protect()
+        write(parts)
+
+    def _clear(self, name: str) -> None:
+        if name in self._running:
+            self._running[name].clear()
+        else:
+            self._windows.clear(name)
+
+    def _finite_everywhere(self, parts: list[Part]) -> bool:
+        flags = [all_finite(flat) for _, flat in parts]
+        finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            agreed = finite.to(parts[0][0].device, torch.int32)
+            torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
+            finite = agreed
+        return bool(finite)
+
+    def _first_bad(self, parts: list[Part]) -> str:
+        for group, flat in parts:
+            for entry, view in zip(group.entries, group.views(flat), strict=True):
+                if not torch.isfinite(view).all():
+                    return entry.name
+        return "another rank's shard"
+
+
+class _Attachment(RemovableHandle):
+    """An optimizer hook's handle that also tells the averager when it is removed."""
+
+    def __init__(self, hook: RemovableHandle, averager: WeightAverager) -> None:
+        self._hook = hook
+        self._averager = averager
+
+    def remove(self) -> None:
+        self._hook.remove()
+        self._averager._attached = False
+
+
+def estimate(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> Cost:
+    """Bytes a rank that WeightAverager(model, optimizer, **settings) will need. A model on "meta" serves."""
+    return WeightAverager(model, optimizer, **settings).cost()
+
+
+def _averages(averages: Mapping[str, Average] | None, short: dict[str, Any]) -> dict[str, Average]:
+    if averages is None:
+        return {"lawa": Window(**short)}
+    if short:
+        raise LawaError(f"{', '.join(short)} belong to the short form; with averages=, set them in each Window")
+    if not averages:
+        raise LawaError("averages is empty; name at least one, as {'lawa': Window(10, every=1000)}")
+    for name, average in averages.items():
+        if not isinstance(average, Average):
+            raise LawaError(f"average {name!r} is {average!r}; it must be a Window, an EMA or a RunningMean")
+        if not name or "/" in name or name in ("plain", ".", ".."):
+            raise LawaError(f"{name!r} cannot name an average; 'plain' and names with a slash are taken")
+    return dict(averages)
+
+
+@torch.no_grad()
+def _toward(parts: list[Part], alpha: float) -> list[Part]:
+    """θ + α(average − θ), in at least fp32, each operation rounded once."""
+    result: list[Part] = []
+    for group, average in parts:
+        wide = torch.promote_types(torch.float32, group.dtype)
+        theta = group.allocate(dtype=wide)
+        read([(group, theta)])
+        result.append((group, (average.to(theta) - theta).mul_(alpha).add_(theta)))
+    return result

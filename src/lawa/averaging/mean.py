@@ -1,0 +1,124 @@
+"""The bits of an average.
+
+    a ← 0;  a ← a + θ_i, oldest first, in fp32 (fp64 on request);
+    uniform:   a ← a · float32(1/k), once, at the end
+    weighted:  p = round(c_i · θ_i);  a ← a + p
+
+Every step is one IEEE operation on each element, rounded once: no fma, lerp, add(alpha=) or div,
+which give other bits on other devices and vector widths. So the same snapshots give the same bits on
+any device, at any block size, thread count or shard. The result is rounded once to the output's dtype.
+
+The work goes in blocks, so that the accumulator stays in cache and memory sees each snapshot once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Elements a block: the accumulator stays in a processor's shared cache, and the cost of starting an
+# operation on every thread stays small beside its work (measured in benchmarks/averaging.py).
+_BLOCK = {"cpu": 1 << 21}
+_BLOCK_ELSEWHERE = 1 << 22
+
+
+def block_size(device: torch.device) -> int:
+    """Elements a block on `device`."""
+    return _BLOCK.get(device.type, _BLOCK_ELSEWHERE)
+
+
+@torch.no_grad()
+def average_into(
+    out: Tensor,
+    snapshots: Sequence[Tensor],
+    coefficients: Sequence[float] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    block: int | None = None,
+) -> None:
+    """Write Σ c_i θ_i to `out`.
+
+    out           1-D, any floating dtype; rounded to it once
+    snapshots     θ_i, oldest first: 1-D, as many elements as out, floating, all on one device
+    coefficients  c_i, oldest first; None is the uniform mean, whose bits differ from a list of 1/k
+    dtype         of the accumulation: torch.float32 or torch.float64
+    block         elements a block; it changes the speed, never the bits
+    """
+    device = snapshots[0].device
+    block = block or block_size(device)
+    size = min(block, out.numel())
+    in_place = out.dtype == dtype and out.device == device
+    own = None if in_place else torch.empty(size, dtype=dtype, device=device)
+    scratch = torch.empty(size, dtype=dtype, device=device)
+    for start in range(0, out.numel(), block):
+        target = out[start : start + block]
+        n = target.numel()
+        a = target if own is None else own[:n]
+        p = scratch[:n]
+        for i, snapshot in enumerate(snapshots):
+            theta = snapshot[start : start + n]
+            if coefficients is not None:
+                theta = torch.mul(theta if theta.dtype == dtype else p.copy_(theta), coefficients[i], out=p)
+            elif theta.dtype != dtype:
+                theta = p.copy_(theta)
+            if i == 0:
+                torch.add(theta, 0.0, out=a)  # 0 + θ_0: of −0.0 it makes +0.0, as the formula does
+            else:
+                a.add_(theta)
+        if coefficients is None:
+            a.mul_(1 / len(snapshots))
+        if own is not None:
+            target.copy_(a)
+
+
+@torch.no_grad()
+def sum_into(total: Sequence[Tensor], readings: Sequence[Tensor]) -> None:
+    """a ← a + θ on matching tensors of any shape; `total` in fp32."""
+    torch._foreach_add_(list(total), list(readings))
+
+
+@torch.no_grad()
+def ema_into(ema: Sequence[Tensor], readings: Sequence[Tensor], beta: float) -> None:
+    """e ← e + float32(1 − β) · (θ − e), each operation rounded once; `ema` in fp32, matching tensors of any shape.
+
+    In this form a weight that does not move leaves its average where it is, to the bit.
+    """
+    difference = torch._foreach_sub(list(readings), list(ema))
+    torch._foreach_mul_(difference, 1 - beta)
+    torch._foreach_add_(list(ema), difference)
+
+
+def pieces(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Cut matching tensors into blocks for `sum_into` and `ema_into`: batches whose temporaries stay in cache.
+
+    A large tensor is cut, small ones are put together. Views throughout: no element is copied.
+    """
+    batches: list[tuple[list[Tensor], list[Tensor]]] = []
+    room = 0
+    for left, right in pairs:
+        block = block_size(left.device)
+        if left.numel() > block and left.is_contiguous() and right.is_contiguous():
+            cut = list(zip(left.view(-1).split(block), right.view(-1).split(block), strict=True))
+        else:
+            cut = [(left, right)]
+        for a, b in cut:
+            if not batches or a.numel() > room:
+                batches.append(([], []))
+                room = block
+            batches[-1][0].append(a)
+            batches[-1][1].append(b)
+            room -= a.numel()
+    return batches
+
+
+@torch.no_grad()
+def all_finite(flat: Tensor) -> Tensor:
+    """Whether a 1-D tensor holds neither inf nor nan: a scalar bool tensor on its device, without a host sync."""
+    finite = torch.ones((), dtype=torch.bool, device=flat.device)
+    for part in flat.split(block_size(flat.device)):
+        if part.numel():
+            low, high = torch.aminmax(part)  # both become nan where any element is
+            finite &= torch.isfinite(low) & torch.isfinite(high)
+    return finite

@@ -1,0 +1,68 @@
+"""Adam's moments on a replacement: keep, reset or average.
+
+keep     m, v and the step count stay as they are (the default)
+reset    m, v and the step count become zero, as in a new optimizer; the learning-rate schedule is untouched
+average  m and v are captured with the weights and averaged with the same coefficients: three times the memory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lawa.averaging.parameters import Entry, local
+from lawa.errors import LawaError
+
+POLICIES = ("keep", "reset", "average")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_KNOWN = {*_MOMENTS, "max_exp_avg_sq", "exp_inf", "momentum_buffer", "step"}
+
+
+def check_policy(policy: str, optimizer: torch.optim.Optimizer | None) -> None:
+    if policy not in POLICIES:
+        raise LawaError(f"moments={policy!r} must be one of {', '.join(POLICIES)}")
+    if policy != "keep" and optimizer is None:
+        raise LawaError(f"moments={policy!r} needs the optimizer; pass it as the second argument of WeightAverager")
+
+
+def moment_entries(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Entry]:
+    """Entries `exp_avg.NAME` and `exp_avg_sq.NAME` of every parameter that the optimizer trains."""
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    entries = []
+    for moment in _MOMENTS:
+        for name, parameter in parameters.items():
+            if parameter not in trained:
+                continue
+            state = optimizer.state.get(parameter, {})
+            if state and moment not in state:
+                raise LawaError(
+                    f"moments='average' needs Adam's {', '.join(_MOMENTS)}; {type(optimizer).__name__} keeps "
+                    f"{', '.join(state)} for {name!r}: choose 'keep'"
+                )
+            dtype = state[moment].dtype if state else parameter.dtype
+            entries.append(Entry(f"{moment}.{name}", parameter, _getter(optimizer, parameter, moment), dtype, True))
+    return entries
+
+
+@torch.no_grad()
+def reset(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Zero the state of every parameter in place, which is the state of an optimizer that has not stepped."""
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter, {})
+        unknown = set(state) - _KNOWN
+        if unknown:
+            raise LawaError(
+                f"moments='reset' does not know {type(optimizer).__name__}'s state {sorted(unknown)} of {name!r}; "
+                "choose 'keep'"
+            )
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                local(value).zero_()
+            elif value is not None:
+                state[key] = 0
+
+
+def _getter(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moment: str) -> Callable[[], Tensor | None]:
+    return lambda: optimizer.state.get(parameter, {}).get(moment)

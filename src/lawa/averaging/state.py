@@ -1,0 +1,146 @@
+"""The averager's state: what a fresh process needs to go on in the middle of a window.
+
+    {"meta": JSON text, "snapshots": {"00001000": {tensor name: tensor}}, "running": {average: {tensor name: tensor}}}
+
+Plain values are one JSON text, so that torch.save, DCP and weights_only loading all carry them. Tensors are
+views of the live state; those of a sharded model are DTensors, so DCP writes each rank's shard and can load
+them on another number of ranks. DCP loads in place, into what `state_dict` returns: a fresh averager must
+first make room for the snapshots that the checkpoint holds, which `prepare_to_load` does from its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lawa.averaging.matching import check_same
+from lawa.averaging.parameters import Snapshot, local, named
+from lawa.averaging.window import Held
+from lawa.errors import LawaError
+
+if TYPE_CHECKING:
+    from lawa.averaging.averager import WeightAverager
+
+
+def state_dict(averager: WeightAverager) -> dict[str, Any]:
+    windows, running = averager._windows, averager._running
+    held = windows.snapshots()
+    meta = {
+        "step": averager.step,
+        "pending": averager._pending,
+        "last_replacement": averager.last_replacement,
+        "windows": {name: ring.steps for name, ring in windows.rings.items()},
+        "running": {name: average.count for name, average in running.items()},
+        "skipped": [one.step for one in held if one.skipped],
+    }
+    snapshots = {one.step: one.snapshot for one in held} | averager._prepared
+    return {
+        "meta": json.dumps(meta),
+        "snapshots": {_key(step): _named(averager, snapshot) for step, snapshot in snapshots.items()},
+        "running": {name: named(average.state_parts()) for name, average in running.items() if average.state},
+    }
+
+
+def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
+    """Everything is checked before anything is changed."""
+    meta = json.loads(state["meta"])
+    windows, running = averager._windows, averager._running
+    for kind, own in (("windows", windows.rings), ("running", running)):
+        if set(meta[kind]) != set(own):
+            raise LawaError(
+                f"the saved state has the averages {sorted(meta['windows'] | meta['running'])}, this averager "
+                f"{sorted(averager.averages)}; make it with the same averages"
+            )
+    steps = {name: meta["windows"][name][-ring.window.size :] for name, ring in windows.rings.items()}
+    wanted = sorted({step for held in steps.values() for step in held})
+    # What lies in our own memory already (DCP loaded it in place, or the state is our own) is not copied.
+    present = {one.step: one.snapshot for one in windows.snapshots()} | averager._prepared
+    template = averager._template()
+    for step in wanted:
+        if _key(step) not in state["snapshots"]:
+            raise LawaError(
+                f"the saved state lacks the snapshot of update {step}; before dcp.load, a fresh averager needs "
+                "prepare_to_load(checkpoint)"
+            )
+        _check(template, state["snapshots"][_key(step)], f"the saved snapshot of update {step}")
+    for name, count in meta["running"].items():
+        if count:
+            running[name].allocate()
+            _check(named(running[name].state_parts()), state["running"].get(name, {}), f"the saved average {name!r}")
+
+    kept = {
+        step for step in present.keys() & wanted if _is_own(averager, present[step], state["snapshots"][_key(step)])
+    }
+    for step, snapshot in present.items():
+        if step not in kept:
+            averager._store.free(snapshot)
+    loaded = {step: present[step] if step in kept else averager._store.empty(step) for step in wanted}
+    for step in wanted:
+        if step not in kept:
+            _copy(_named(averager, loaded[step]), state["snapshots"][_key(step)])
+    for ring in windows.rings.values():
+        ring.held.clear()
+    for step in wanted:
+        held = Held(step, loaded[step], step in meta["skipped"])
+        windows.hold(held, [ring for name, ring in windows.rings.items() if step in steps[name]])
+    for name, count in meta["running"].items():
+        if count:
+            _copy(named(running[name].state_parts()), state["running"][name])
+        else:
+            running[name].clear()
+        running[name].count = count
+    averager._prepared = {}
+    averager.step = meta["step"]
+    averager.last_replacement = meta["last_replacement"]
+    averager._pending = meta["pending"]
+
+
+def prepare_to_load(averager: WeightAverager, checkpoint: Any, key: str) -> None:
+    """Make room for the snapshots and running averages that a DCP checkpoint holds under `key`."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    reader = checkpoint if hasattr(checkpoint, "read_metadata") else FileSystemReader(checkpoint)
+    names = reader.read_metadata().state_dict_metadata
+    if f"{key}.meta" not in names:
+        others = sorted({name.split(".")[0] for name in names})
+        raise LawaError(f"{checkpoint} holds no averager under {key!r}; it has {others}")
+    prefix = f"{key}.snapshots."
+    steps = {int(name[len(prefix) :].split(".")[0]) for name in names if name.startswith(prefix)}
+    for step in steps - averager._prepared.keys():
+        averager._prepared[step] = averager._store.empty(step)
+    for name, average in averager._running.items():
+        if any(saved.startswith(f"{key}.running.{name}.") for saved in names):
+            average.allocate()
+
+
+def _key(step: int) -> str:
+    return f"{step:08d}"
+
+
+def _named(averager: WeightAverager, snapshot: Snapshot) -> dict[str, Tensor]:
+    averager._store.settle()
+    return named(zip(averager._layout, snapshot, strict=True))
+
+
+def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+    check_same(expected, given, where=where)
+    for name, tensor in expected.items():
+        if local(given[name]).shape != local(tensor).shape:
+            raise LawaError(f"{where}: tensor {name!r} is sharded otherwise than the model; load it with dcp.load")
+
+
+def _is_own(averager: WeightAverager, snapshot: Snapshot, given: Mapping[str, Tensor]) -> bool:
+    own = named(zip(averager._layout, snapshot, strict=True))
+    return all(local(given[name]).data_ptr() == local(tensor).data_ptr() for name, tensor in own.items())
+
+
+@torch.no_grad()
+def _copy(into: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        own = local(tensor)
+        if own.data_ptr() != local(given[name]).data_ptr() or own.device != given[name].device:
+            own.copy_(local(given[name]))

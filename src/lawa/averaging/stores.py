@@ -1,0 +1,138 @@
+"""Where snapshots lie: on the model's own device, or on the host in pinned memory.
+
+A store hands out memory for a snapshot, fills it with the model's tensors as they are now, and takes it
+back; freed memory is used again, so that a steady-state capture allocates nothing. What a snapshot is for
+(which windows hold it, and for how long) is not a store's business.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from lawa.averaging.parameters import Group, Layout, Snapshot, read
+from lawa.errors import LawaError
+
+PLACEMENTS = ("device", "host")
+
+
+class SnapshotStore(Protocol):
+    """What the averager asks of a store."""
+
+    def capture(self, step: int) -> Snapshot:
+        """A snapshot of the model's tensors as they are now, at update `step`; it owns its memory."""
+        ...
+
+    def empty(self, step: int) -> Snapshot:
+        """Memory for the snapshot of update `step`, to be filled from a saved state."""
+        ...
+
+    def free(self, snapshot: Snapshot) -> None:
+        """Take the snapshot's memory back."""
+        ...
+
+    def settle(self) -> None:
+        """Return when every snapshot can be read from the host."""
+        ...
+
+    def protect(self) -> None:
+        """Let no later work on the device change a tensor that is still being copied."""
+        ...
+
+    def nbytes(self, snapshots: int) -> tuple[int, int]:
+        """(device bytes, host bytes) of that many snapshots on this rank."""
+        ...
+
+
+class DeviceStore:
+    """Snapshots beside the parameters. A capture is a `_foreach_copy_` and nothing else."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._free: list[Snapshot] = []
+
+    def capture(self, step: int) -> Snapshot:
+        snapshot = self.empty(step)
+        read(zip(self.layout, snapshot, strict=True))
+        return snapshot
+
+    def empty(self, step: int) -> Snapshot:
+        return self._free.pop() if self._free else [group.allocate() for group in self.layout]
+
+    def free(self, snapshot: Snapshot) -> None:
+        self._free.append(snapshot)
+
+    def settle(self) -> None:
+        """Work on a device is in stream order: nothing to wait for."""
+
+    def protect(self) -> None:
+        """Likewise."""
+
+    def nbytes(self, snapshots: int) -> tuple[int, int]:
+        host = sum(group.nbytes for group in self.layout if group.device.type == "cpu")
+        return (self.layout.nbytes - host) * snapshots, host * snapshots
+
+
+class HostStore:
+    """Snapshots in host memory; from a GPU, copied on a side stream while training goes on.
+
+    The side stream waits for the work that produced the weights. Whoever changes the weights next (the
+    optimizer's step, a swap, a replacement) must call `protect` first: it makes the compute stream wait
+    for the copy, which is a wait on the device and no host sync. Without a caller that promises to
+    (`overlap=False`), a capture protects at once, and its copy delays the compute stream.
+    """
+
+    def __init__(self, layout: Layout, *, overlap: bool) -> None:
+        self.layout = layout
+        self.overlap = overlap
+        self._free: list[Snapshot] = []
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._copying: dict[torch.device, torch.Event] = {}
+
+    def capture(self, step: int) -> Snapshot:
+        snapshot = self.empty(step)
+        for group, flat in zip(self.layout, snapshot, strict=True):
+            if group.device.type == "cuda":
+                self._copy_on_side_stream(group, flat)
+            else:
+                read([(group, flat)])
+        if not self.overlap:
+            self.protect()
+        return snapshot
+
+    def _copy_on_side_stream(self, group: Group, flat: torch.Tensor) -> None:
+        side = self._streams.setdefault(group.device, torch.cuda.Stream(group.device))
+        side.wait_stream(torch.cuda.current_stream(group.device))
+        with torch.cuda.stream(side):
+            read([(group, flat)], non_blocking=True)
+            self._copying[group.device] = side.record_event()
+
+    def empty(self, step: int) -> Snapshot:
+        if self._free:
+            # The free slot's last copy is ordered before the next one: both run on the same side stream.
+            return self._free.pop()
+        cpu = torch.device("cpu")
+        return [group.allocate(device=cpu, pinned=group.device.type == "cuda") for group in self.layout]
+
+    def free(self, snapshot: Snapshot) -> None:
+        self._free.append(snapshot)
+
+    def settle(self) -> None:
+        for event in self._copying.values():
+            event.synchronize()
+
+    def protect(self) -> None:
+        for device, event in self._copying.items():
+            torch.cuda.current_stream(device).wait_event(event)
+
+    def nbytes(self, snapshots: int) -> tuple[int, int]:
+        return 0, self.layout.nbytes * snapshots
+
+
+def make_store(placement: str, layout: Layout, *, overlap: bool) -> SnapshotStore:
+    if placement == "device":
+        return DeviceStore(layout)
+    if placement == "host":
+        return HostStore(layout, overlap=overlap)
+    raise LawaError(f"placement={placement!r} must be one of {', '.join(PLACEMENTS)}")

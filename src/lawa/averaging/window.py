@@ -1,0 +1,135 @@
+"""Sliding windows over one stream of snapshots.
+
+One capture at an update serves every window that is due then: the windows share the snapshot, and its
+memory goes back to the store when the last of them lets it go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from lawa.averaging.averages import Window
+from lawa.averaging.coefficients import coefficients, is_uniform
+from lawa.averaging.mean import average_into
+from lawa.averaging.parameters import Layout, Part, Snapshot
+from lawa.averaging.stores import SnapshotStore
+
+
+@dataclass(eq=False)
+class Held:
+    """A snapshot of θ_step, and how many windows hold it. `skipped`: a loss scaler skipped that update."""
+
+    step: int
+    snapshot: Snapshot
+    skipped: bool = False
+    windows: int = 0
+
+
+@dataclass
+class Ring:
+    """What one window holds, oldest first."""
+
+    window: Window
+    held: deque[Held] = field(default_factory=deque)
+
+    @property
+    def steps(self) -> list[int]:
+        return [held.step for held in self.held]
+
+
+class Windows:
+    """Every window of an averager, over one store."""
+
+    def __init__(self, windows: Mapping[str, Window], layout: Layout, store: SnapshotStore) -> None:
+        self.rings = {name: Ring(window) for name, window in windows.items()}
+        self.layout = layout
+        self.store = store
+
+    def capture(self, t: int, *, skipped: bool = False) -> bool:
+        """Capture θ_t once for every window that is due at t; whether any was."""
+        due = [ring for ring in self.rings.values() if ring.window.cadence.due(t)]
+        if not due:
+            return False
+        for ring in due:  # room first: the memory of the oldest takes the newest
+            while len(ring.held) >= ring.window.size:
+                self._let_go(ring.held.popleft())
+        self.hold(Held(t, self.store.capture(t), skipped), due)
+        return True
+
+    def hold(self, held: Held, rings: Sequence[Ring]) -> None:
+        for ring in rings:
+            ring.held.append(held)
+            held.windows += 1
+
+    def clear(self, name: str) -> None:
+        """Empty one window."""
+        while self.rings[name].held:
+            self._let_go(self.rings[name].held.popleft())
+
+    def snapshots(self) -> list[Held]:
+        """Every snapshot that some window holds, oldest first."""
+        held = {id(one): one for ring in self.rings.values() for one in ring.held}
+        return sorted(held.values(), key=lambda one: one.step)
+
+    def average(self, name: str, *, dtype: torch.dtype, moments: bool = False) -> list[Part]:
+        """The average of what window `name` holds now (at least one snapshot), in the captured dtypes.
+
+        It lies where the snapshots lie, in memory of its own. With `moments`, the optimizer's too.
+        """
+        ring = self.rings[name]
+        spec = ring.window.coefficients
+        weights = None if is_uniform(spec) else coefficients(spec, len(ring.held))
+        self.store.settle()
+        parts: list[Part] = []
+        for index, group in enumerate(self.layout):
+            if group.moments and not moments:
+                continue
+            snapshots = [held.snapshot[index] for held in ring.held]
+            out = group.allocate(device=snapshots[0].device)
+            average_into(out, snapshots, weights, dtype=torch.promote_types(dtype, group.dtype))
+            parts.append((group, out))
+        return parts
+
+    def _let_go(self, held: Held) -> None:
+        held.windows -= 1
+        if held.windows == 0:
+            self.store.free(held.snapshot)
+
+
+def snapshots_needed(windows: Sequence[Window], *, captures: int = 10_000) -> int:
+    """How many different snapshots the windows hold at most at the same time.
+
+    Found by walking through their captures; windows whose spacings share no short period get the sum of
+    their sizes, which is never too small.
+    """
+    held: list[deque[int]] = [deque(maxlen=window.size) for window in windows]
+    most = walked = 0
+    t = 0
+    recurred: set[tuple[tuple[int, ...], ...]] = set()
+    while walked < captures:
+        coming = [first for window in windows if (first := _next(window, t)) is not None]
+        if not coming:
+            return most
+        t = min(coming)
+        for window, steps in zip(windows, held, strict=True):
+            if window.cadence.due(t):
+                steps.append(t)
+        most = max(most, len({step for steps in held for step in steps}))
+        ages = tuple(tuple(t - step for step in steps) for steps in held)
+        full = all(len(steps) == window.size for window, steps in zip(windows, held, strict=True))
+        if full and ages in recurred and all(window.stop is None for window in windows):
+            return most
+        recurred.add(ages)
+        walked += 1
+    return sum(window.size for window in windows)
+
+
+def _next(window: Window, t: int) -> int | None:
+    """The window's first capture after t."""
+    cadence = window.cadence
+    following = max(cadence.first(), (t // cadence.every + 1) * cadence.every)
+    return following if cadence.due(following) else None

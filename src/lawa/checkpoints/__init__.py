@@ -1,0 +1,1 @@
+"""Names and bytes on disk: publishing, finding, keeping. No model classes."""

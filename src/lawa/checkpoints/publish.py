@@ -1,0 +1,118 @@
+"""Directories that appear whole or not at all.
+
+A directory is written under a hidden name beside its place, every file is brought to disk, the
+manifest (sizes and SHA-256 digests) comes last, and one rename publishes it. So a directory without
+a manifest does not exist for anybody who reads here, and a kill leaves nothing but a hidden leftover
+that the next writer sweeps away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lawa.errors import LawaError
+
+MANIFEST = "manifest.json"
+_PARTIAL = ".partial"
+
+
+@contextmanager
+def publish(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty directory to write into; publish it at `path` when the block ends without error."""
+    path = Path(path)
+    if path.exists():
+        raise LawaError(f"{path} exists already; remove it or choose another place")
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        write_manifest(partial)
+        partial.rename(path)
+        _to_disk(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_manifest(directory: Path) -> None:
+    """Bring every file of `directory` to disk and list it in its manifest.
+
+    A folder inside that has a manifest of its own is left out, so that it can be removed by itself.
+    """
+    files = {}
+    for file in sorted(_files(directory)):
+        files[file.relative_to(directory).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        _to_disk(file)
+    manifest = directory / MANIFEST
+    manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    _to_disk(manifest)
+    for folder in {file.parent for file in _files(directory)} | {directory}:
+        _to_disk(folder)
+
+
+def is_published(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a whole directory: one with its manifest."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def verify(path: str | os.PathLike[str], *, digests: bool = True) -> None:
+    """Compare a published directory with its manifest; raise LawaError naming the first file that differs."""
+    path = Path(path)
+    if not is_published(path):
+        raise LawaError(f"{path} has no {MANIFEST}: it was never finished; remove it")
+    listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    for name, expected in listed.items():
+        file = path / name
+        if not file.is_file():
+            raise LawaError(f"{file} is missing, though {path / MANIFEST} lists it; use another checkpoint")
+        if file.stat().st_size != expected["bytes"]:
+            raise LawaError(
+                f"{file} has {file.stat().st_size} bytes where {expected['bytes']} were written; "
+                "it is damaged, use another checkpoint"
+            )
+        if digests and sha256(file) != expected["sha256"]:
+            raise LawaError(f"{file} differs from what was written (SHA-256); it is damaged, use another checkpoint")
+
+
+def sweep(parent: str | os.PathLike[str]) -> None:
+    """Remove what killed writers left in `parent`."""
+    for leftover in Path(parent).glob(f".*{_PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a published directory; hidden first, so that nobody ever reads half of it."""
+    path = Path(path)
+    hidden = path.with_name(f".{path.name}{_PARTIAL}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            if not is_published(entry):
+                yield from _files(entry)
+        elif entry.name != MANIFEST:
+            yield entry
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,96 @@
+"""What a run writes down: one JSON object a line, cut back to a checkpoint's update on resume.
+
+Every line has `kind` and `update`. The kinds of a training run:
+
+    train        loss (mean since the last line), lr, grad_norm, tokens
+    evaluation   losses {"plain": …, NAME: …}, snapshots {NAME: count}, tokens
+    replacement  name, snapshots, applied, loss (of the replaced weights, where evaluated)
+    end          seconds {"training": …, "averaging": …, "evaluation": …, "checkpoints": …}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lawa.errors import LawaError
+
+
+class Records:
+    """An append-only JSONL file. Each line is flushed as it is written, so a kill loses at most one."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def append(self, kind: str, update: int, **fields: Any) -> None:
+        line = json.dumps({"kind": kind, "update": update, **fields})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def cut_back(self, update: int) -> None:
+        """Drop every line after `update`, and a last line that a kill left unfinished."""
+        if not self.path.exists():
+            return
+        kept = [json.dumps(record) for record in read(self.path) if record["update"] <= update]
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The records of a file, in order. An unfinished last line is left out; any other bad line is an error."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or "kind" not in record or "update" not in record:
+                raise ValueError("no kind or update")
+        except ValueError as bad:
+            if number == len(lines) and not line.endswith("\n"):
+                return
+            raise LawaError(f"{path}, line {number}: not a record ({bad}); remove the line to go on") from bad
+        yield record
+
+
+def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, commit and machine, for a record that somebody else must be able to reproduce."""
+    versions = {"python": platform.python_version()}
+    for package in ("latest-weight-averaging", "torch", "numpy", "safetensors", *packages):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "versions": versions,
+        "commit": _commit(),
+        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from; None when it is installed from elsewhere."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None
+
+
+def _processor() -> str:
+    """The processor's model name, which platform.processor() leaves empty on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
