@@ -47,6 +47,11 @@ class Cadence:
         t = self.first() + (n - 1) * self.every
         return None if self.stop is not None and t > self.stop else t
 
+    def after(self, t: int) -> int | None:
+        """The first update after t that is due, or None when stop comes before it."""
+        following = max(self.first(), (t // self.every + 1) * self.every)
+        return following if self.due(following) else None
+
     def updates(self, until: int) -> range:
         """Every update that is due up to and including `until`."""
         last = until if self.stop is None else min(until, self.stop)

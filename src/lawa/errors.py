@@ -13,6 +13,10 @@ class LawaError(ValueError):
     """
 
 
+class UsageError(LawaError):
+    """A wrong setting or command, found before any work was done; the command line exits with 2."""
+
+
 class NonFiniteAverage(LawaError):
     """An average holds inf or nan, and `strict` asked to stop for that."""
 

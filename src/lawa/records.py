@@ -23,7 +23,7 @@ from lawa.errors import LawaError
 
 
 class Records:
-    """An append-only JSONL file. Each line is flushed as it is written, so a kill loses at most one."""
+    """An append-only JSONL file. Each line is written at once, so a kill loses at most the one in hand."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -33,14 +33,24 @@ class Records:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def cut_back(self, update: int) -> None:
-        """Drop every line after `update`, and a last line that a kill left unfinished."""
-        if not self.path.exists():
-            return
-        kept = [json.dumps(record) for record in read(self.path) if record["update"] <= update]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self.path)
+    def size(self) -> int:
+        """Bring the file to disk and return its bytes: what a checkpoint remembers."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut_back(self, size: int) -> None:
+        """Drop every line written after the file had `size` bytes."""
+        if self.path.exists() and self.path.stat().st_size > size:
+            os.truncate(self.path, size)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file at once: a reader sees the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lawa.averaging import optimizer_state, state
-from lawa.averaging.averages import Average, Window
+from lawa.averaging.averages import EMA, Average, Window
 from lawa.averaging.cost import Cost
 from lawa.averaging.mean import all_finite
 from lawa.averaging.parameters import Layout, ModelTensors, Part, Snapshot, read, reshard, write
-from lawa.averaging.running import Running
+from lawa.averaging.running import Running, state_nbytes
 from lawa.averaging.stores import make_store
 from lawa.averaging.window import Windows, snapshots_needed
 from lawa.cadence import ReplacementCadence, whole
@@ -121,9 +121,10 @@ class WeightAverager:
             "replace_until": replace_until, "strength": strength, "moments": moments,
         }  # fmt: skip
         self.strength = 1.0 if strength is None else strength
-        self.moments = moments or "keep"
+        self.moments = "keep" if moments is None else moments
         if mode == "replace":
-            self._set_replacement(replace_with, after_replace or "slide", replace_every, replace_until)
+            after = "slide" if after_replace is None else after_replace
+            self._set_replacement(replace_with, after, replace_every, replace_until)
         else:
             for setting, value in replacing.items():
                 if value is not None:
@@ -135,7 +136,8 @@ class WeightAverager:
             assert optimizer is not None  # check_policy refused it
             entries = entries + optimizer_state.moment_entries(self._tensors.parameters, optimizer)
         self._layout = Layout(entries)
-        self._store = make_store(placement, self._layout, overlap=optimizer is not None)
+        overlap = optimizer is not None and self._tensors.trained_by(optimizer)
+        self._store = make_store(placement, self._layout, overlap=overlap)
         windows = {name: average for name, average in self.averages.items() if isinstance(average, Window)}
         self._windows = Windows(windows, self._layout, self._store)
         self._running = {
@@ -149,9 +151,11 @@ class WeightAverager:
         self._pending: int | None = None
         self._prepared: dict[int, Snapshot] = {}  # room for a state that is being loaded, by update
         self._swapped: str | None = None  # the average whose weights the model has now
-        self._attached = False
-        if placement == "host" and optimizer is not None:
-            optimizer.register_step_pre_hook(lambda *_: self._store.protect())
+        self._attachment: _Attachment | None = None
+        self._protection: RemovableHandle | None = None
+        if placement == "host" and overlap:
+            assert optimizer is not None  # overlap says so
+            self._protection = optimizer.register_step_pre_hook(lambda *_: self._store.protect())
 
     # ---- the loop's side
 
@@ -161,7 +165,7 @@ class WeightAverager:
         step     the trainer's own update number; default: one more than the last
         skipped  the loss scaler skipped this update: it counts, and its capture is marked
         """
-        if self._attached:
+        if self._attachment is not None:
             raise LawaError("the averager is attached to the optimizer, whose steps it counts; do not call update()")
         return self._update(step, skipped=skipped)
 
@@ -170,11 +174,10 @@ class WeightAverager:
         optimizer = optimizer or self.optimizer
         if optimizer is None:
             raise LawaError("attach() needs the optimizer; pass it here or to WeightAverager")
-        if self._attached:
+        if self._attachment is not None:
             raise LawaError("the averager is attached already; remove() the first handle before attaching again")
-        handle = optimizer.register_step_post_hook(self._after_step)
-        self._attached = True
-        return _Attachment(handle, self)
+        self._attachment = _Attachment(optimizer.register_step_post_hook(self._after_step), self)
+        return self._attachment
 
     def capture(self, step: int | None = None, *, skipped: bool = False) -> bool:
         """The first half of an update: capture θ_t for every average that is due; whether any was.
@@ -196,8 +199,9 @@ class WeightAverager:
             )
         due = any(average.cadence.due(t) for average in self.averages.values())
         if due:
-            self._tensors.check()
             reshard(self.model)
+            self._tensors.check_bound()
+            self._tensors.check_trained()
             self._windows.capture(t, skipped=skipped)
             for running in self._running.values():
                 running.capture(t)
@@ -219,22 +223,22 @@ class WeightAverager:
             raise LawaError(f"a replacement inside averaged({self._swapped!r}) would be undone; leave it first")
         assert self.replace_with is not None
         assert self.replacement is not None
-        t, self._pending = self._pending, None
-        self.last_replacement = t
+        t = self._pending
+        reshard(self.model)
+        self._tensors.check_bound()
         parts = self._average(self.replace_with, moments=self.moments == "average")
-        if not self._finite_everywhere(parts):
+        finite = self._finite_everywhere(parts)
+        if finite:
+            self._replace(parts)
+        # What raised above (memory, an unknown optimizer) left the weights alone and the replacement pending.
+        self._pending, self.last_replacement = None, t
+        if not finite:
             held = f"{self.replace_with!r} of {self.count(self.replace_with)} snapshots"
             message = f"update {t}: the average {held} is not finite (first in {self._first_bad(parts)!r})"
             if self.strict:
                 raise NonFiniteAverage(f"{message}; the weights were left as they are")
             log.warning("%s; replacement skipped", message)
             return False
-        if self.strength != 1:
-            parts = _toward(parts, self.strength)
-        self._write(parts)
-        if self.moments == "reset":
-            assert self.optimizer is not None
-            optimizer_state.reset(self._tensors.parameters, self.optimizer)
         if self.replacement.clear:
             self._clear(self.replace_with)
         return True
@@ -256,12 +260,10 @@ class WeightAverager:
         name = self._resolve(name)
         if self._swapped is not None:
             raise LawaError(f"averaged({name!r}) inside averaged({self._swapped!r}); leave the first one before")
-        if self.count(name) == 0:
-            first = self.averages[name].cadence.first()
-            raise LawaError(f"average {name!r} holds nothing yet: its first capture is at update {first}")
+        reshard(self.model)
+        self._tensors.check_bound()
         average = self._average(name)
         backup = [(group, group.allocate()) for group, _ in average]
-        reshard(self.model)
         read(backup)
         self._swapped = name
         try:
@@ -296,14 +298,14 @@ class WeightAverager:
         on_device, on_host = self._store.nbytes(slots)
         host = device = 0
         for running in self._running.values():
-            for group, nbytes in running.nbytes():
-                host += nbytes if group.device.type == "cpu" else 0
-                device += nbytes if group.device.type != "cpu" else 0
+            for group in running.groups:
+                host += state_nbytes(group) if group.device.type == "cpu" else 0
+                device += state_nbytes(group) if group.device.type != "cpu" else 0
         return Cost(
             snapshots=slots,
             device=on_device + device,
             host=on_host + host,
-            swap=2 * sum(group.nbytes for group in self._layout if not group.moments),
+            swap=self._swap_bytes(),
             disk=on_device + on_host + device + host,
         )
 
@@ -358,6 +360,28 @@ class WeightAverager:
         self.capture(step, skipped=skipped)
         return self.replace_if_due()
 
+    def _swap_bytes(self) -> int:
+        """The larger peak: an average with its backup, or a replacement (no backup, but moments and strength)."""
+        groups = [group for group in self._layout if not group.moments]
+        weights = sum(group.nbytes for group in groups)
+
+        def copy(average: Average) -> int:
+            if isinstance(average, EMA):
+                return 0  # it is its own state
+            return weights if isinstance(average, Window) else sum(map(state_nbytes, groups))
+
+        most = weights + max(map(copy, self.averages.values()))
+        if self.replace_with is not None:
+            if self.moments == "average":
+                groups = list(self._layout)
+                replacement = self._layout.nbytes
+            else:
+                replacement = copy(self.averages[self.replace_with])
+            if self.strength != 1:  # see _toward: the result, and one group's weights at a time
+                replacement += sum(map(state_nbytes, groups)) + max(map(state_nbytes, groups))
+            most = max(most, replacement)
+        return most
+
     def _template(self) -> dict[str, Tensor]:
         """Names and shapes of a snapshot, without one."""
         return {entry.name: entry.reference for group in self._layout for entry in group.entries}
@@ -370,9 +394,21 @@ class WeightAverager:
         return name
 
     def _average(self, name: str, *, moments: bool = False) -> list[Part]:
+        if self.count(name) == 0:
+            following = self.averages[name].cadence.after(self.step)
+            when = "it captures no more" if following is None else f"its next capture is at update {following}"
+            raise LawaError(f"average {name!r} holds nothing: {when}")
         if name in self._running:
             return self._running[name].parts()
         return self._windows.average(name, dtype=self.accumulate, moments=moments)
+
+    def _replace(self, parts: list[Part]) -> None:
+        if self.strength != 1:
+            parts = _toward(parts, self.strength)
+        if self.moments == "reset":  # before the weights: it may refuse the optimizer
+            assert self.optimizer is not None  # check_policy refused it
+            optimizer_state.reset(self._tensors.parameters, self.optimizer)
+        self._write(parts)
 
     def _write(self, parts: list[Part]) -> None:
         reshard(self.model)
@@ -411,12 +447,16 @@ class _Attachment(RemovableHandle):
 
     def remove(self) -> None:
         self._hook.remove()
-        self._averager._attached = False
+        if self._averager._attachment is self:
+            self._averager._attachment = None
 
 
 def estimate(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> Cost:
     """Bytes a rank that WeightAverager(model, optimizer, **settings) will need. A model on "meta" serves."""
-    return WeightAverager(model, optimizer, **settings).cost()
+    averager = WeightAverager(model, optimizer, **settings)
+    if averager._protection is not None:
+        averager._protection.remove()
+    return averager.cost()
 
 
 def _averages(averages: Mapping[str, Average] | None, short: dict[str, Any]) -> dict[str, Average]:
@@ -442,5 +482,5 @@ def _toward(parts: list[Part], alpha: float) -> list[Part]:
         wide = torch.promote_types(torch.float32, group.dtype)
         theta = group.allocate(dtype=wide)
         read([(group, theta)])
-        result.append((group, (average.to(theta) - theta).mul_(alpha).add_(theta)))
+        result.append((group, (average.to(group.device) - theta).mul_(alpha).add_(theta)))
     return result

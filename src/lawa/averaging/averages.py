@@ -37,9 +37,9 @@ class Window:
                 f"a window of {size} every {self.every} updates never fills: captures stop at {self.stop}, "
                 f"after {len(self.cadence.updates(self.stop or 0))} of {self.needed}"
             )
+        coefficients(self.coefficients, size)  # raises where they cannot be had
         if fixed_size(self.coefficients) is not None and self.needed < size:
             raise LawaError(f"coefficients given one by one need a full window of {size}; leave min_window out")
-        coefficients(self.coefficients, size)  # raises where they cannot be had
 
     @property
     def cadence(self) -> Cadence:

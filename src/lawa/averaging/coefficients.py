@@ -86,22 +86,26 @@ def _decay(w: Callable[[float], float] | str | Sequence[float], k: int) -> tuple
     if callable(w):
         values = [float(w(i / k)) for i in range(k + 1)]
     else:
-        values = [float(value) for value in w]
+        values = list(_numbers(w, f"{{'decay': {w!r}}}"))
         if len(values) != k + 1:
             raise LawaError(f"a decay given as values needs k + 1 = {k + 1} of them (w_0 … w_k), not {len(values)}")
     rising = any(later > earlier for earlier, later in pairwise(values))
-    if abs(values[0] - 1) > 1e-9 or abs(values[-1]) > 1e-9 or rising:
+    if not all(map(math.isfinite, values)) or abs(values[0] - 1) > 1e-9 or abs(values[-1]) > 1e-9 or rising:
         raise LawaError(f"a decay falls from w_0 = 1 to w_k = 0 without rising; this one is {values}")
     return tuple(earlier - later for earlier, later in pairwise(values))
 
 
 def _explicit(values: Sequence[float], k: int) -> tuple[float, ...]:
-    try:
-        given = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        raise LawaError(f"coefficients={values!r} is unknown; write {_FORMS}") from None
+    given = _numbers(values, repr(values))
     if len(given) != k:
         raise LawaError(f"{len(given)} coefficients were given for {k} snapshots; give one for each, oldest first")
     if not all(map(math.isfinite, given)) or abs(math.fsum(given) - 1) > 1e-6:
-        raise LawaError(f"coefficients={list(given)} sum to {math.fsum(given)}; they must be finite and sum to 1")
+        raise LawaError(f"coefficients={list(given)} sum to {sum(given)}; they must be finite and sum to 1")
     return given
+
+
+def _numbers(values: Sequence[float], text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise LawaError(f"coefficients={text} is unknown; write {_FORMS}") from None

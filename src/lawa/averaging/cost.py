@@ -12,7 +12,8 @@ class Cost:
     snapshots  how many are held at most at the same time, shared between windows
     device     snapshots and running averages in the accelerator's memory, for as long as training lasts
     host       the same in host memory (a model on the CPU has all of it here)
-    swap       backup and average beside them, where the model lies, while `averaged()` or a replacement lasts
+    swap       average and backup beside them while `averaged()` lasts, or what a replacement takes if that is more;
+               an average lies where its snapshots lie, a backup where the model lies
     disk       the averager's part of one saved training state
     """
 

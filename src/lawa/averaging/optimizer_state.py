@@ -29,34 +29,35 @@ def check_policy(policy: str, optimizer: torch.optim.Optimizer | None) -> None:
 
 def moment_entries(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Entry]:
     """Entries `exp_avg.NAME` and `exp_avg_sq.NAME` of every parameter that the optimizer trains."""
+    if "betas" not in optimizer.defaults:
+        raise _not_adam(optimizer)
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     entries = []
     for moment in _MOMENTS:
         for name, parameter in parameters.items():
-            if parameter not in trained:
-                continue
-            state = optimizer.state.get(parameter, {})
-            if state and moment not in state:
-                raise LawaError(
-                    f"moments='average' needs Adam's {', '.join(_MOMENTS)}; {type(optimizer).__name__} keeps "
-                    f"{', '.join(state)} for {name!r}: choose 'keep'"
-                )
-            dtype = state[moment].dtype if state else parameter.dtype
-            entries.append(Entry(f"{moment}.{name}", parameter, _getter(optimizer, parameter, moment), dtype, True))
+            if parameter in trained:
+                current = _getter(optimizer, parameter, moment)
+                made = current()
+                dtype = parameter.dtype if made is None else made.dtype
+                entries.append(Entry(f"{moment}.{name}", parameter, current, dtype, True))
     return entries
 
 
 @torch.no_grad()
 def reset(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Zero the state of every parameter in place, which is the state of an optimizer that has not stepped."""
-    for name, parameter in parameters.items():
-        state = optimizer.state.get(parameter, {})
+    """Zero the state of every parameter in place, which is the state of an optimizer that has not stepped.
+
+    An optimizer with a state of another kind is refused before anything is changed.
+    """
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
+    for name, state in states.items():
         unknown = set(state) - _KNOWN
         if unknown:
             raise LawaError(
                 f"moments='reset' does not know {type(optimizer).__name__}'s state {sorted(unknown)} of {name!r}; "
                 "choose 'keep'"
             )
+    for state in states.values():
         for key, value in state.items():
             if isinstance(value, Tensor):
                 local(value).zero_()
@@ -65,4 +66,17 @@ def reset(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimiz
 
 
 def _getter(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moment: str) -> Callable[[], Tensor | None]:
-    return lambda: optimizer.state.get(parameter, {}).get(moment)
+    def current() -> Tensor | None:
+        state = optimizer.state.get(parameter, {})
+        if state and moment not in state:
+            raise _not_adam(optimizer)
+        return state.get(moment)  # None until the parameter's first step
+
+    return current
+
+
+def _not_adam(optimizer: torch.optim.Optimizer) -> LawaError:
+    return LawaError(
+        f"moments='average' needs Adam's {' and '.join(_MOMENTS)}, which {type(optimizer).__name__} does not keep; "
+        "choose 'keep'"
+    )

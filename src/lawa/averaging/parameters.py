@@ -159,11 +159,14 @@ class ModelTensors:
         self.trained: list[Entry] = []
         self.frozen: dict[str, nn.Parameter] = {}
         self.tied: dict[str, str] = {}  # another name of the same storage: its entry's name
+        self._places: dict[str, tuple[nn.Module, str, nn.Parameter]] = {}
         seen: dict[Any, str] = {}
         reshard(model)
-        every = dict(model.named_parameters(remove_duplicate=False))
-        for given, own in canonical_names(every, where=type(model).__name__).items():
-            parameter = every[given]
+        places = _places(model)
+        for given, own in canonical_names(places, where=type(model).__name__).items():
+            self._places[own] = places[given]
+        # Trained ones first: a frozen parameter on a trained one's storage is another name of it.
+        for own, (_, _, parameter) in sorted(self._places.items(), key=lambda place: not place[1][2].requires_grad):
             identity = _storage(parameter)
             if identity in seen:
                 self.tied[own] = seen[identity]
@@ -198,7 +201,21 @@ class ModelTensors:
                 Entry(canonical(given), buffer, lambda module=module, name=name: getattr(module, name), buffer.dtype)
             )
 
-    def check(self) -> None:
+    def trained_by(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether every captured parameter is `optimizer`'s: then nothing moves them but its step."""
+        its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return all(id(parameter) in its for parameter in self.parameters.values())
+
+    def check_bound(self) -> None:
+        """Raise when the model has another parameter in a place since: ours would be an orphan that never moves."""
+        for name, (module, attribute, parameter) in self._places.items():
+            if getattr(module, attribute, None) is not parameter:
+                raise LawaError(
+                    f"parameter {name!r} was exchanged for another one after the averager was made "
+                    "(load_state_dict(assign=True), resized embeddings); make a new averager"
+                )
+
+    def check_trained(self) -> None:
         """Raise when a parameter was frozen or unfrozen since the averager was made."""
         for name, parameter in self.parameters.items():
             if not parameter.requires_grad:
@@ -229,6 +246,16 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, sharded):
             module.reshard()
+
+
+def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:
+    """{given name: (module, its attribute, parameter)}, tied ones under each of their names."""
+    return {
+        f"{prefix}.{attribute}" if prefix else attribute: (module, attribute, parameter)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for attribute, parameter in module._parameters.items()
+        if parameter is not None
+    }
 
 
 def _entry(name: str, parameter: Tensor) -> Entry:

@@ -54,6 +54,12 @@ class Running:
         for flat in self.state:
             flat.zero_()
 
+    def release(self) -> None:
+        """Start anew without memory."""
+        self.count = 0
+        self.state = []
+        self._bound = ()
+
     def allocate(self) -> None:
         if not self.state:
             self.state = [group.allocate(dtype=state_dtype(group)) for group in self.groups]
@@ -61,10 +67,6 @@ class Running:
     def state_parts(self) -> list[Part]:
         """The state itself: an EMA's value, a running mean's sum."""
         return list(zip(self.groups, self.state, strict=True))
-
-    def nbytes(self) -> list[tuple[Group, int]]:
-        """Bytes of the state, group by group."""
-        return [(group, group.numel * state_dtype(group).itemsize) for group in self.groups]
 
     def _current(self) -> Sequence[tuple[list[Tensor], list[Tensor]]]:
         """State and live tensors in cache-sized batches, cut anew only when a live tensor has moved."""
@@ -80,3 +82,7 @@ class Running:
 def state_dtype(group: Group) -> torch.dtype:
     """fp32, or fp64 for weights in fp64."""
     return torch.promote_types(torch.float32, group.dtype)
+
+
+def state_nbytes(group: Group) -> int:
+    return group.numel * state_dtype(group).itemsize

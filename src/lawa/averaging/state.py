@@ -47,6 +47,8 @@ def state_dict(averager: WeightAverager) -> dict[str, Any]:
 
 def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
     """Everything is checked before anything is changed."""
+    if not isinstance(state.get("meta"), str):
+        raise LawaError(f"this is no averager's state: it has {sorted(map(str, state))[:5]}, and no 'meta'")
     meta = json.loads(state["meta"])
     windows, running = averager._windows, averager._running
     for kind, own in (("windows", windows.rings), ("running", running)):
@@ -55,6 +57,11 @@ def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
                 f"the saved state has the averages {sorted(meta['windows'] | meta['running'])}, this averager "
                 f"{sorted(averager.averages)}; make it with the same averages"
             )
+    if meta["pending"] is not None and averager.replacement is None:
+        raise LawaError(
+            f"the saved state has a replacement pending since update {meta['pending']}, which an averager with "
+            "mode='evaluate' never carries out; make it with mode='replace'"
+        )
     steps = {name: meta["windows"][name][-ring.window.size :] for name, ring in windows.rings.items()}
     wanted = sorted({step for held in steps.values() for step in held})
     # What lies in our own memory already (DCP loaded it in place, or the state is our own) is not copied.
@@ -69,18 +76,22 @@ def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
         _check(template, state["snapshots"][_key(step)], f"the saved snapshot of update {step}")
     for name, count in meta["running"].items():
         if count:
+            if name not in state["running"]:
+                raise LawaError(
+                    f"the saved state lacks the average {name!r}; before dcp.load, a fresh averager needs "
+                    "prepare_to_load(checkpoint)"
+                )
             running[name].allocate()
-            _check(named(running[name].state_parts()), state["running"].get(name, {}), f"the saved average {name!r}")
+            _check(named(running[name].state_parts()), state["running"][name], f"the saved average {name!r}")
 
     kept = {
         step for step in present.keys() & wanted if _is_own(averager, present[step], state["snapshots"][_key(step)])
     }
-    for step, snapshot in present.items():
-        if step not in kept:
-            averager._store.free(snapshot)
-    loaded = {step: present[step] if step in kept else averager._store.empty(step) for step in wanted}
+    spare = [snapshot for step, snapshot in present.items() if step not in kept]  # what is left over is let go
+    loaded = {step: present[step] for step in kept}
     for step in wanted:
         if step not in kept:
+            loaded[step] = spare.pop() if spare else averager._store.empty(step)
             _copy(_named(averager, loaded[step]), state["snapshots"][_key(step)])
     for ring in windows.rings.values():
         ring.held.clear()
@@ -100,7 +111,10 @@ def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
 
 
 def prepare_to_load(averager: WeightAverager, checkpoint: Any, key: str) -> None:
-    """Make room for the snapshots and running averages that a DCP checkpoint holds under `key`."""
+    """Make room for the snapshots and running averages that a DCP checkpoint holds under `key`.
+
+    What the averager held before is let go: DCP asks the checkpoint for exactly what it is shown.
+    """
     from torch.distributed.checkpoint import FileSystemReader
 
     reader = checkpoint if hasattr(checkpoint, "read_metadata") else FileSystemReader(checkpoint)
@@ -110,9 +124,13 @@ def prepare_to_load(averager: WeightAverager, checkpoint: Any, key: str) -> None
         raise LawaError(f"{checkpoint} holds no averager under {key!r}; it has {others}")
     prefix = f"{key}.snapshots."
     steps = {int(name[len(prefix) :].split(".")[0]) for name in names if name.startswith(prefix)}
-    for step in steps - averager._prepared.keys():
-        averager._prepared[step] = averager._store.empty(step)
+    for name in averager._windows.rings:
+        averager._windows.clear(name)
+    while averager._prepared:
+        averager._store.free(averager._prepared.popitem()[1])
+    averager._prepared = {step: averager._store.empty(step) for step in sorted(steps)}
     for name, average in averager._running.items():
+        average.release()
         if any(saved.startswith(f"{key}.running.{name}.") for saved in names):
             average.allocate()
 

@@ -111,7 +111,7 @@ def snapshots_needed(windows: Sequence[Window], *, captures: int = 10_000) -> in
     t = 0
     recurred: set[tuple[tuple[int, ...], ...]] = set()
     while walked < captures:
-        coming = [first for window in windows if (first := _next(window, t)) is not None]
+        coming = [first for window in windows if (first := window.cadence.after(t)) is not None]
         if not coming:
             return most
         t = min(coming)
@@ -126,10 +126,3 @@ def snapshots_needed(windows: Sequence[Window], *, captures: int = 10_000) -> in
         recurred.add(ages)
         walked += 1
     return sum(window.size for window in windows)
-
-
-def _next(window: Window, t: int) -> int | None:
-    """The window's first capture after t."""
-    cadence = window.cadence
-    following = max(cadence.first(), (t // cadence.every + 1) * cadence.every)
-    return following if cadence.due(following) else None

@@ -71,14 +71,13 @@ def verify(path: str | os.PathLike[str], *, digests: bool = True) -> None:
     for name, expected in listed.items():
         file = path / name
         if not file.is_file():
-            raise LawaError(f"{file} is missing, though {path / MANIFEST} lists it; use another checkpoint")
+            raise LawaError(f"{file} is missing, though {path / MANIFEST} lists it")
         if file.stat().st_size != expected["bytes"]:
             raise LawaError(
-                f"{file} has {file.stat().st_size} bytes where {expected['bytes']} were written; "
-                "it is damaged, use another checkpoint"
+                f"{file} has {file.stat().st_size} bytes where {expected['bytes']} were written; it is damaged"
             )
         if digests and sha256(file) != expected["sha256"]:
-            raise LawaError(f"{file} differs from what was written (SHA-256); it is damaged, use another checkpoint")
+            raise LawaError(f"{file} differs from what was written (SHA-256); it is damaged")
 
 
 def sweep(parent: str | os.PathLike[str]) -> None:

@@ -1,0 +1,56 @@
+# make demo      set up, then train three runs on real text and draw the report (under 5 minutes on 2 cores)
+# make test      set up, then all unit and contract tests
+# make check     set up, then lint, types and import rules
+# make test-all  set up, then what is slow: several processes, kills, a browser
+# make bench     set up, then every benchmark that runs without a GPU
+#
+#   PYTHON=python3.12        which Python (3.11 or later)
+#   TORCH_INDEX=URL          where torch comes from; for the CPU build on Linux: https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt
+RUNS = runs/demo
+
+.PHONY: demo test check test-all bench clean
+
+demo: $(VENV)/demo.done
+	$(BIN)/python examples/demo_corpus.py .demo/corpus
+	@rm -rf $(RUNS)
+	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/plain
+	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/slide --arm slide
+	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/clear --arm clear
+	@echo
+	@$(BIN)/lawa report $(RUNS)/plain $(RUNS)/slide $(RUNS)/clear --output $(RUNS)/report
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/dev.done
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/dev.done
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) .demo runs build src/*.egg-info
+
+$(VENV)/torch.done: constraints.txt
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh tools/environment.sh
+	@touch $@
+
+$(VENV)/demo.done: $(VENV)/torch.done pyproject.toml examples/demo-requirements.txt
+	$(PIP) -e '.[train,report]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r examples/demo-requirements.txt
+	@touch $@
+
+$(VENV)/dev.done: $(VENV)/demo.done
+	$(PIP) -e '.[train,report,dev]'
+	@touch $@

@@ -1,0 +1,46 @@
+"""The command line: one file a verb. Parsing only; a verb's body is imported when it runs.
+
+Results go to stdout, everything else to stderr. Exit 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lawa.cli import report, train
+from lawa.errors import LawaError, UsageError
+from lawa.version import __version__
+
+VERBS = {"train": train, "report": report}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="lawa", description="Latest weight averaging (LAWA) for language-model pre-training.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"lawa {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=verb.SUMMARY,
+            description=verb.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.add_arguments(sub)
+        sub.add_argument("--traceback", action="store_true", help="show where an error came from")
+    given = parser.parse_args(arguments)
+    try:
+        return VERBS[given.verb].run(given)
+    except LawaError as error:
+        if given.traceback:
+            raise
+        print(f"lawa {given.verb}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print(f"lawa {given.verb}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,43 @@
+"""The loss of a causal language model on fixed sequences."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def token_loss(model: nn.Module, sequences: Tensor) -> Tensor:
+    """Mean cross-entropy of each next token, in nats: a scalar.
+
+    sequences  int64 [batch, context + 1]; inputs are all but the last token, targets all but the first
+    """
+    logits = model(input_ids=sequences[:, :-1]).logits
+    return functional.cross_entropy(logits.flatten(0, 1).float(), sequences[:, 1:].flatten())
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    sequences: NDArray[np.int64],
+    *,
+    batch: int,
+    autocast: AbstractContextManager[object] | None = None,
+) -> float:
+    """Mean loss a token over `sequences` [n, context + 1], in nats, summed in float64. Leaves the model's mode."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    try:
+        with autocast or nullcontext():
+            for start in range(0, len(sequences), batch):
+                part = torch.from_numpy(sequences[start : start + batch]).to(device)
+                total += float(token_loss(model, part)) * len(part)
+    finally:
+        model.train(was_training)
+    return total / len(sequences)

@@ -1,0 +1,1 @@
+"""Pre-training with the whole method: configuration, setup, the loop, its checkpoints."""

@@ -1,0 +1,24 @@
+"""AdamW with the field's two parameter groups."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lawa.pretrain.config import TrainingConfig
+
+
+def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+    """Weight decay on everything with two dimensions or more (embeddings too, as Pythia and nanoGPT), else none."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=training.lr,
+        betas=(training.beta1, training.beta2),
+        eps=training.eps,
+        fused=True,
+    )
