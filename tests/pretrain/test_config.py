@@ -52,6 +52,8 @@ def test_averages_by_name(settings):
         "c": EMA.matched(Window(5, every=20)),
         "d": RunningMean(start=900, every=10),
     }
+    without = merge(settings, {"averaging": {"averages": {"ema": None}}})
+    assert list(build(Config, without).averaging.named) == ["lawa"]
     short = build(Config, {**settings, "averaging": {"window": 4, "every": 5, "min_window": 2}})
     assert short.averaging.named == {"lawa": Window(4, every=5, min_window=2)}
     assert build(Config, {**settings, "averaging": {"mode": "none"}}).averaging.named == {}

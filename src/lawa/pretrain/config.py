@@ -118,7 +118,7 @@ class AveragingConfig:
     averages: dict[str, Any] = setting(
         {},
         "in place of the one window, several averages by name: {window: K, every: N, …}, {ema: BETA, …}, "
-        "{ema: {matches: NAME}, …}, {running_mean: START, …}",
+        "{ema: {matches: NAME}, …}, {running_mean: START, …}; an arm drops one with null",
     )
     replace_with: str | None = setting(None, "the average that replaces; default: the only one")
     after_replace: str | None = setting(None, "slide (default): the window keeps its snapshots; clear: starts anew")
@@ -161,7 +161,8 @@ class AveragingConfig:
             return {"lawa": Window(settings.pop("window", 10), **settings)}
         result: dict[str, Average] = {}
         for name, spec in self.averages.items():
-            result[name] = _average(name, spec, result)
+            if spec is not None:  # an arm drops one of the base's averages by naming it with nothing
+                result[name] = _average(name, spec, result)
         return result
 
 

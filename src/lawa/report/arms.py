@@ -193,8 +193,8 @@ def _notes_on_ends(arms: Sequence[Arm]) -> list[str]:
     # By more than a twentieth of the run: at the end of any run, one evaluation is as good as the next.
     if reached is not None and baseline.final_update and reached < 0.95 * baseline.final_update:
         notes.append(
-            f"{baseline.label} itself first had its final loss at update {reached:.0f}, not at {baseline.final_update}: "
-            "updates saved are partly the noise of its curve."
+            f"{baseline.label} itself first had its final loss at update {reached:.0f}, not at "
+            f"{baseline.final_update}: updates saved are partly the noise of its curve."
         )
     ends: dict[int, list[str]] = {}
     for arm in arms:

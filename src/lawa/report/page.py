@@ -22,9 +22,7 @@ from lawa.report.picture import alternative
 from lawa.report.runs import Run
 from lawa.report.text import HEADINGS, NOTHING, cells, headline, size
 
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
-)
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 
 def page(findings: Findings, png: bytes) -> str:

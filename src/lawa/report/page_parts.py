@@ -15,7 +15,7 @@ p, .notes, header { max-width: 44rem; }
 h1 { margin: .2rem 0 .8rem; font-size: 2rem; line-height: 1.2; letter-spacing: -.015em; overflow-wrap: anywhere; }
 h2 { margin: 3.2rem 0 .8rem; font-size: 1.25rem; letter-spacing: -.005em; }
 .lede { font-size: 1.15rem; margin: 0 0 .6rem; }
-.size, figcaption, .what, .faint { color: var(--faint); }
+.size, figcaption, .what { color: var(--faint); }
 .size { margin: 0; }
 figcaption, .what { font-size: .875rem; }
 figcaption { max-width: 44rem; margin-top: .4rem; }
