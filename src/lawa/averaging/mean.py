@@ -73,44 +73,18 @@ def average_into(
             target.copy_(a)
 
 
-@torch.no_grad()
-def sum_into(total: Sequence[Tensor], readings: Sequence[Tensor]) -> None:
-    """a ← a + θ on matching tensors of any shape; `total` in fp32."""
-    torch._foreach_add_(list(total), list(readings))
+def sum_into(total: Tensor, reading: Tensor) -> None:
+    """a ← a + θ. Two tensors of one shape and dtype."""
+    total.add_(reading)
 
 
-@torch.no_grad()
-def ema_into(ema: Sequence[Tensor], readings: Sequence[Tensor], beta: float) -> None:
-    """e ← e + float32(1 − β) · (θ − e), each operation rounded once; `ema` in fp32, matching tensors of any shape.
+def ema_into(ema: Tensor, reading: Tensor, beta: float) -> None:
+    """e ← e + (1 − β)(θ − e), each operation rounded once. Overwrites `reading`, of the shape and dtype of `ema`.
 
     In this form a weight that does not move leaves its average where it is, to the bit.
     """
-    difference = torch._foreach_sub(list(readings), list(ema))
-    torch._foreach_mul_(difference, 1 - beta)
-    torch._foreach_add_(list(ema), difference)
-
-
-def pieces(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Cut matching tensors into blocks for `sum_into` and `ema_into`: batches whose temporaries stay in cache.
-
-    A large tensor is cut, small ones are put together. Views throughout: no element is copied.
-    """
-    batches: list[tuple[list[Tensor], list[Tensor]]] = []
-    room = 0
-    for left, right in pairs:
-        block = block_size(left.device)
-        if left.numel() > block and left.is_contiguous() and right.is_contiguous():
-            cut = list(zip(left.view(-1).split(block), right.view(-1).split(block), strict=True))
-        else:
-            cut = [(left, right)]
-        for a, b in cut:
-            if not batches or a.numel() > room:
-                batches.append(([], []))
-                room = block
-            batches[-1][0].append(a)
-            batches[-1][1].append(b)
-            room -= a.numel()
-    return batches
+    reading.sub_(ema).mul_(1 - beta)
+    ema.add_(reading)
 
 
 @torch.no_grad()

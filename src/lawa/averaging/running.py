@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lawa.averaging.averages import EMA, RunningMean
-from lawa.averaging.mean import ema_into, pieces, sum_into
+from lawa.averaging.mean import block_size, ema_into, sum_into
 from lawa.averaging.parameters import Group, Layout, Part, read
 
 
@@ -23,9 +24,10 @@ class Running:
         self.count = 0  # readings so far
         self.groups: list[Group] = [group for group in layout if not group.moments]
         self.state: list[Tensor] = []
-        self._batches: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._cut: list[_Stretch] = []
         self._bound: tuple[int, ...] = ()
 
+    @torch.no_grad()
     def capture(self, t: int) -> bool:
         """Read θ_t if this average is due at t; whether it was."""
         if not self.average.cadence.due(t):
@@ -34,11 +36,12 @@ class Running:
         if isinstance(self.average, EMA) and self.count == 0:
             read(self.state_parts())
         else:
-            for state, readings in self._current():
+            for stretch in self._stretches():
+                torch._foreach_copy_(stretch.views, stretch.live)
                 if isinstance(self.average, EMA):
-                    ema_into(state, readings, self.average.beta)
+                    ema_into(stretch.state, stretch.reading, self.average.beta)
                 else:
-                    sum_into(state, readings)
+                    sum_into(stretch.state, stretch.reading)
         self.count += 1
         return True
 
@@ -57,8 +60,7 @@ class Running:
     def release(self) -> None:
         """Start anew without memory."""
         self.count = 0
-        self.state = []
-        self._bound = ()
+        self.state, self._cut, self._bound = [], [], ()
 
     def allocate(self) -> None:
         if not self.state:
@@ -68,15 +70,57 @@ class Running:
         """The state itself: an EMA's value, a running mean's sum."""
         return list(zip(self.groups, self.state, strict=True))
 
-    def _current(self) -> Sequence[tuple[list[Tensor], list[Tensor]]]:
-        """State and live tensors in cache-sized batches, cut anew only when a live tensor has moved."""
-        live = [tensor for group in self.groups for tensor in group.current()]
-        where = tuple(tensor.data_ptr() for tensor in live)
+    def _stretches(self) -> list[_Stretch]:
+        """Cut anew only when a live tensor has moved."""
+        live = [group.current() for group in self.groups]
+        where = tuple(tensor.data_ptr() for tensors in live for tensor in tensors)
         if where != self._bound:
-            views = [view for group, flat in zip(self.groups, self.state, strict=True) for view in group.views(flat)]
-            self._batches = pieces(list(zip(views, live, strict=True)))
+            cut = map(_cut, self.groups, self.state, live)
+            self._cut = [stretch for stretches in cut for stretch in stretches]
             self._bound = where
-        return self._batches
+        return self._cut
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A part of a group that stays in cache while it is worked on.
+
+    state    1-D, a view of the group's state
+    reading  1-D, as long: scratch memory that every stretch of the group uses
+    views    of `reading`, for each tensor of `live`
+    live     the weights, or parts of large ones
+    """
+
+    state: Tensor
+    reading: Tensor
+    views: list[Tensor]
+    live: list[Tensor]
+
+
+def _cut(group: Group, state: Tensor, live: Sequence[Tensor]) -> list[_Stretch]:
+    """Large tensors are cut, small ones put together. What lies between two entries is read by nobody."""
+    block = block_size(group.device)
+    stretches: list[list[tuple[int, Tensor]]] = []
+    for entry_offset, tensor in zip(group.offsets, live, strict=True):
+        parts = tensor.view(-1).split(block) if tensor.is_contiguous() else (tensor,)
+        offset = entry_offset
+        for part in parts:
+            if not stretches or offset + part.numel() - stretches[-1][0][0] > block:
+                stretches.append([])
+            stretches[-1].append((offset, part))
+            offset += part.numel()
+    ends = [stretch[-1][0] + stretch[-1][1].numel() for stretch in stretches]
+    lengths = [end - stretch[0][0] for stretch, end in zip(stretches, ends, strict=True)]
+    scratch = torch.zeros(max(lengths, default=0), dtype=state.dtype, device=state.device)
+    return [
+        _Stretch(
+            state=state[stretch[0][0] :][:length],
+            reading=scratch[:length],
+            views=[scratch[at - stretch[0][0] :][: part.numel()].view(part.shape) for at, part in stretch],
+            live=[part for _, part in stretch],
+        )
+        for stretch, length in zip(stretches, lengths, strict=True)
+    ]
 
 
 def state_dtype(group: Group) -> torch.dtype:

@@ -1,0 +1,56 @@
+"""EMA and running mean over a model's live tensors, whole and in stretches."""
+
+import pytest
+import torch
+from torch import nn
+
+import twins
+from lawa.averaging.averages import EMA, RunningMean
+from lawa.averaging.mean import block_size
+from lawa.averaging.parameters import Layout, ModelTensors
+from lawa.averaging.running import Running
+
+
+class Odd(nn.Module):
+    """Parameters of every awkward kind: a scalar, empty, larger than a block, not contiguous, of two dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for i, shape in enumerate([(3,), (25,), (4, 5), (2, 3), (), (0,), (10,), (11,)]):
+            self.register_parameter(f"p{i}", nn.Parameter(torch.randn(shape)))
+        self.transposed = nn.Parameter(torch.randn(7, 5).t())
+        self.narrow = nn.Parameter(torch.randn(33).bfloat16())
+
+
+@pytest.mark.parametrize("block", [1, 7, 10, 64, 1 << 21])
+@pytest.mark.parametrize("average", [EMA(0.9), RunningMean()], ids=str)
+def test_every_element_is_read_once_whatever_the_block(
+    monkeypatch: pytest.MonkeyPatch, block: int, average: EMA | RunningMean
+) -> None:
+    monkeypatch.setitem(block_size.__globals__["_BLOCK"], "cpu", block)
+    torch.manual_seed(0)
+    model = Odd()
+    running = Running(average, Layout(ModelTensors(model).trained))
+    readings: dict[str, list] = {name: [] for name, _ in model.named_parameters()}
+    for t in range(1, 6):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter += torch.randn(parameter.shape).to(parameter)
+                readings[name].append(twins.array(parameter.detach().float()))
+        running.capture(t)
+    for group, flat in running.parts():
+        for entry, view in zip(group.entries, group.views(flat), strict=True):
+            rows = readings[entry.name]
+            want = twins.ema(rows, 0.9) if isinstance(average, EMA) else twins.uniform(rows)
+            assert twins.same_bits(view, want), entry.name
+
+
+def test_a_weight_that_moved_in_memory_is_followed() -> None:
+    model = nn.Linear(3, 2)
+    running = Running(RunningMean(), Layout(ModelTensors(model).trained))
+    nn.init.constant_(model.weight, 1.0)
+    running.capture(1)
+    model.weight.data = torch.full((2, 3), 4.0)
+    running.capture(2)
+    group, mean = running.parts()[0]
+    assert torch.equal(group.views(mean)[0], torch.full((2, 3), 2.5))
