@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class Running:
         else:
             for stretch in self._stretches():
                 torch._foreach_copy_(stretch.views, stretch.live)
+                for gap in stretch.gaps:
+                    gap.zero_()
                 if isinstance(self.average, EMA):
                     ema_into(stretch.state, stretch.reading, self.average.beta)
                 else:
@@ -88,17 +91,19 @@ class _Stretch:
     state    1-D, a view of the group's state
     reading  1-D, as long: scratch memory that every stretch of the group uses
     views    of `reading`, for each tensor of `live`
+    gaps     of `reading`, between the views: where another stretch may have left a nan, which checks would find
     live     the weights, or parts of large ones
     """
 
     state: Tensor
     reading: Tensor
     views: list[Tensor]
+    gaps: list[Tensor]
     live: list[Tensor]
 
 
 def _cut(group: Group, state: Tensor, live: Sequence[Tensor]) -> list[_Stretch]:
-    """Large tensors are cut, small ones put together. What lies between two entries is read by nobody."""
+    """Large tensors are cut, small ones put together."""
     block = block_size(group.device)
     stretches: list[list[tuple[int, Tensor]]] = []
     for entry_offset, tensor in zip(group.offsets, live, strict=True):
@@ -117,6 +122,11 @@ def _cut(group: Group, state: Tensor, live: Sequence[Tensor]) -> list[_Stretch]:
             state=state[stretch[0][0] :][:length],
             reading=scratch[:length],
             views=[scratch[at - stretch[0][0] :][: part.numel()].view(part.shape) for at, part in stretch],
+            gaps=[
+                scratch[at + part.numel() - stretch[0][0] : following - stretch[0][0]]
+                for (at, part), (following, _) in pairwise(stretch)
+                if at + part.numel() < following
+            ],
             live=[part for _, part in stretch],
         )
         for stretch, length in zip(stretches, lengths, strict=True)

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from lawa.checkpoints.find import step_directories, step_directory
 from lawa.checkpoints.publish import is_published, publish, remove, verify, write_manifest
+from lawa.checkpoints.retention import keep_latest, thin
 from lawa.errors import LawaError
 from lawa.pretrain.setup import Setup
 from lawa.records import Records, write_json
@@ -52,13 +53,7 @@ def save(run: Path, setup: Setup, records: Records, position: Position) -> Path:
         (partial / TRAINING).mkdir()
         torch.save(_state(setup, records, position), partial / TRAINING / "state.pt")
         write_manifest(partial / TRAINING)
-    earlier = [path for step, path in step_directories(checkpoints).items() if step < update]
-    for path in earlier:
-        if is_published(path / TRAINING):
-            remove(path / TRAINING)
-    keep = setup.config.checkpoints.keep
-    for path in earlier[: len(earlier) + 1 - keep] if keep is not None else []:
-        remove(path)
+    retain(run, setup)
     return directory
 
 
@@ -80,11 +75,18 @@ def save_average(run: Path, setup: Setup, name: str, position: Position) -> Path
             **provenance(),
         }
         write_json(partial / "provenance.json", made)
-    if setup.config.checkpoints.save_averages == "last":
-        for step, path in step_directories(averages).items():
-            if step < update:
-                remove(path)
     return directory
+
+
+def retain(run: Path, setup: Setup) -> None:
+    """Let go of what the configuration does not keep. Applied again on resume, for a kill may fall inside it."""
+    wanted = setup.config.checkpoints
+    thin(run / "checkpoints", TRAINING)
+    if wanted.keep is not None:
+        keep_latest(run / "checkpoints", wanted.keep)
+    if wanted.save_averages == "last":
+        for averages in (run / "averages").glob("*"):
+            keep_latest(averages, 1)
 
 
 def save_final(run: Path, setup: Setup) -> Path:
@@ -123,6 +125,7 @@ def load(run: Path, directory: Path, setup: Setup, records: Records) -> Position
         for update, path in step_directories(average).items():
             if update > position.update:
                 remove(path)
+    retain(run, setup)
     return position
 
 
