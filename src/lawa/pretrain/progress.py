@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from lawa.averaging.cost import readable
 
 
 class Progress:
@@ -61,6 +63,24 @@ class Progress:
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
             self.console.print(text, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def tokenizing(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A callback for the token store's (bytes done, bytes in all); shown only when there is something to tokenize."""
+    bar = RichProgress(
+        TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    task = bar.add_task("tokenize", total=None, visible=False)
+
+    def progress(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total, visible=True)
+        if done == total and not console.is_terminal:
+            console.print(f"tokenized {readable(total)} of text")
+
+    with bar:
+        yield progress
 
 
 def _clock(seconds: float) -> str:

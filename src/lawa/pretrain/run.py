@@ -17,12 +17,11 @@ from rich.table import Table
 
 from lawa.averaging.cost import readable
 from lawa.checkpoints.publish import is_published, sweep
-from lawa.data.store import Progress as StoreProgress
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain import checkpoint
 from lawa.pretrain.config import Config, read_yaml
 from lawa.pretrain.loop import Loop
-from lawa.pretrain.progress import Progress
+from lawa.pretrain.progress import Progress, tokenizing
 from lawa.pretrain.settings import build
 from lawa.pretrain.setup import Setup, prepare
 from lawa.records import Records, write_json
@@ -35,7 +34,8 @@ def start(config: Config, run: Path, *, console: Console | None = None) -> dict[
         raise UsageError(f"{run} exists already; go on with it (lawa train --resume {run}), or choose another --output")
     run.mkdir(parents=True, exist_ok=True)
     try:
-        setup = prepare(config, run, progress=_tokenizing(console))
+        with tokenizing(console) as progress:
+            setup = prepare(config, run, progress=progress)
     except BaseException:
         if not any(run.iterdir()):
             run.rmdir()  # nothing was begun: the same command works again once its cause is mended
@@ -138,15 +138,3 @@ def _describe(run: Path, setup: Setup) -> dict[str, Any]:
         "device": str(setup.device),
         **checkpoint.provenance(),
     }
-
-
-def _tokenizing(console: Console) -> StoreProgress:
-    said: list[int] = []
-
-    def progress(done: int, total: int) -> None:
-        tenth = done * 10 // max(total, 1)
-        if tenth not in said:
-            said.append(tenth)
-            console.print(f"tokenizing: {readable(done)} of {readable(total)}", highlight=False)
-
-    return progress
