@@ -1,4 +1,5 @@
 # make demo      set up, then train three runs on real text and draw the report (under 5 minutes on 2 cores)
+# make demo-high the same three runs at five times the learning rate
 # make test      set up, then all unit and contract tests
 # make check     set up, then lint, types and import rules
 # make test-all  set up, then what is slow: several processes, kills, a browser
@@ -11,16 +12,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt
-RUNS = runs/demo
 
-.PHONY: demo test check test-all bench clean
+.PHONY: demo demo-high test check test-all bench clean
 
-demo: $(VENV)/demo.done
+demo: RUNS = runs/demo
+demo-high: RUNS = runs/demo-high
+demo-high: FLAGS = --training.lr 2e-2 --training.min_lr 2e-3
+demo demo-high: $(VENV)/demo.done
 	$(BIN)/python examples/demo_corpus.py .demo/corpus
 	@rm -rf $(RUNS)
-	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/plain
-	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/slide --arm slide
-	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/clear --arm clear
+	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/plain $(FLAGS)
+	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/slide --arm slide $(FLAGS)
+	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/clear --arm clear $(FLAGS)
 	@echo
 	@$(BIN)/lawa report $(RUNS)/plain $(RUNS)/slide $(RUNS)/clear --output $(RUNS)/report
 

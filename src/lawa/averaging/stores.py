@@ -102,7 +102,9 @@ class HostStore:
         return snapshot
 
     def _copy_on_side_stream(self, group: Group, flat: torch.Tensor) -> None:
-        side = self._streams.setdefault(group.device, torch.cuda.Stream(group.device))
+        if group.device not in self._streams:
+            self._streams[group.device] = torch.cuda.Stream(group.device)
+        side = self._streams[group.device]
         side.wait_stream(torch.cuda.current_stream(group.device))
         with torch.cuda.stream(side):
             read([(group, flat)], non_blocking=True)
