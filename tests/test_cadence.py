@@ -33,6 +33,9 @@ def test_captures_are_the_multiples_between_start_and_stop_with_both_ends_includ
     assert cadence.first() == expected[0]
     for until in range(LAST + 1):
         assert list(cadence.updates(until)) == [t for t in expected if t <= until]
+    for t in range(LAST):
+        following = [later for later in expected if later > t]
+        assert cadence.after(t) == (following[0] if following else None if stop else t - t % every + every)
     for n, t in enumerate(expected, start=1):
         assert cadence.nth(n) == t
     after_the_last = cadence.nth(len(expected) + 1)

@@ -195,11 +195,12 @@ def replacements(
 
 def most_snapshots(windows: Sequence[tuple[int, int, int, int | None]], until: int) -> int:
     """The most different snapshots that windows of (size, every, start, stop) hold together, up to `until`."""
+    captured = [captures(every, start, stop, until) for _, every, start, stop in windows]
     most = 0
     for t in range(1, until + 1):
         together = set()
-        for size, every, start, stop in windows:
-            together |= set(window_after(every, start, stop, size, t))
+        for (size, *_), steps in zip(windows, captured, strict=True):
+            together |= set([step for step in steps if step <= t][-size:])
         most = max(most, len(together))
     return most
 

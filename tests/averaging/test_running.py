@@ -1,10 +1,13 @@
 """EMA and running mean over a model's live tensors, whole and in stretches."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import twins
+from lawa import WeightAverager
 from lawa.averaging.averages import EMA, RunningMean
 from lawa.averaging.mean import block_size
 from lawa.averaging.parameters import Layout, ModelTensors
@@ -54,3 +57,27 @@ def test_a_weight_that_moved_in_memory_is_followed() -> None:
     running.capture(2)
     group, mean = running.parts()[0]
     assert torch.equal(group.views(mean)[0], torch.full((2, 3), 2.5))
+
+
+@pytest.mark.parametrize("average", [EMA(0.5), RunningMean()], ids=str)
+def test_a_nan_that_is_gone_from_every_weight_is_gone_from_the_check(
+    monkeypatch: pytest.MonkeyPatch, average: EMA | RunningMean
+) -> None:
+    """A blow-up, then a rollback. Nothing of it may stay in the padding between two tensors, which is checked too."""
+    monkeypatch.setitem(block_size.__globals__["_BLOCK"], "cpu", 32)
+    model = nn.Module()
+    for i, size in enumerate((3, 3, 30)):  # the first two share a stretch, and its gap is the third one's scratch
+        model.register_parameter(f"p{i}", nn.Parameter(torch.ones(size)))
+    averager = WeightAverager(model, mode="evaluate", averages={"a": average})
+    averager.update()
+    saved = copy.deepcopy(averager.state_dict())
+    for value in (float("nan"), 1.0):
+        with torch.no_grad():
+            model.p2.fill_(value)
+        averager.update()
+    assert not averager.is_finite()
+    averager.load_state_dict(saved)
+    assert averager.is_finite()
+    averager.update()
+    averager.update()
+    assert averager.is_finite()

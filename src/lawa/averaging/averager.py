@@ -18,27 +18,27 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lawa.averaging import optimizer_state, state
-from lawa.averaging.averages import EMA, Average, Window
-from lawa.averaging.cost import Cost
+from lawa.averaging.averages import Average, Window
+from lawa.averaging.collection import Collection
+from lawa.averaging.cost import Cost, cost_of
 from lawa.averaging.mean import all_finite
-from lawa.averaging.parameters import Layout, ModelTensors, Part, Snapshot, read, reshard, write
-from lawa.averaging.running import Running, state_nbytes
+from lawa.averaging.parameters import Layout, ModelTensors, Part, read, reshard, write
+from lawa.averaging.replacement import Replacement, make_replacement, toward
 from lawa.averaging.stores import make_store
-from lawa.averaging.window import Windows, snapshots_needed
-from lawa.cadence import ReplacementCadence, whole
+from lawa.cadence import whole
 from lawa.errors import LawaError, NonFiniteAverage
 
 log = logging.getLogger("lawa")
 
 MODES = ("evaluate", "replace")
-AFTER_REPLACE = ("slide", "clear")
 
 
 class WeightAverager:
@@ -101,30 +101,25 @@ class WeightAverager:
     ) -> None:
         if mode not in MODES:
             raise LawaError(f"mode={mode!r} must be 'evaluate' or 'replace'")
+        if accumulate not in (torch.float32, torch.float64):
+            raise LawaError(f"accumulate={accumulate} must be torch.float32 or torch.float64")
         short = {
             "every": every, "size": window, "start": start, "stop": stop,
             "coefficients": coefficients, "min_window": min_window,
+        }  # fmt: skip
+        replacing = {
+            "replace_with": replace_with, "after_replace": after_replace, "replace_every": replace_every,
+            "replace_until": replace_until, "strength": strength, "moments": moments,
         }  # fmt: skip
         self.model = model
         self.optimizer = optimizer
         self.mode = mode
         self.averages = _averages(averages, {key: value for key, value in short.items() if value is not None})
-        self.strict = strict
         self.accumulate = accumulate
-        if accumulate not in (torch.float32, torch.float64):
-            raise LawaError(f"accumulate={accumulate} must be torch.float32 or torch.float64")
-
-        self.replace_with: str | None = None
-        self.replacement: ReplacementCadence | None = None
-        replacing = {
-            "replace_with": replace_with, "after_replace": after_replace, "replace_every": replace_every,
-            "replace_until": replace_until, "strength": strength, "moments": moments,
-        }  # fmt: skip
-        self.strength = 1.0 if strength is None else strength
-        self.moments = "keep" if moments is None else moments
+        self.strict = strict
+        self.replacement: Replacement | None = None
         if mode == "replace":
-            after = "slide" if after_replace is None else after_replace
-            self._set_replacement(replace_with, after, replace_every, replace_until)
+            self.replacement = make_replacement(self.averages, optimizer, **replacing)
         else:
             for setting, value in replacing.items():
                 if value is not None:
@@ -132,24 +127,14 @@ class WeightAverager:
 
         self._tensors = ModelTensors(model, buffers=buffers)
         entries = self._tensors.trained
-        if self.moments == "average" and mode == "replace":
-            assert optimizer is not None  # check_policy refused it
+        if self.replacement is not None and self.replacement.moments == "average":
+            assert optimizer is not None  # make_replacement refused it
             entries = entries + optimizer_state.moment_entries(self._tensors.parameters, optimizer)
-        self._layout = Layout(entries)
+        layout = Layout(entries)
         overlap = optimizer is not None and self._tensors.trained_by(optimizer)
-        self._store = make_store(placement, self._layout, overlap=overlap)
-        windows = {name: average for name, average in self.averages.items() if isinstance(average, Window)}
-        self._windows = Windows(windows, self._layout, self._store)
-        self._running = {
-            name: Running(average, self._layout)
-            for name, average in self.averages.items()
-            if not isinstance(average, Window)
-        }
-
-        self.step = 0  # the last update seen
-        self.last_replacement: int | None = None
-        self._pending: int | None = None
-        self._prepared: dict[int, Snapshot] = {}  # room for a state that is being loaded, by update
+        self._store = make_store(placement, layout, overlap=overlap)
+        self._collection = Collection(self.averages, layout, self._store)
+        self._position = state.Position()
         self._swapped: str | None = None  # the average whose weights the model has now
         self._attachment: _Attachment | None = None
         self._protection: RemovableHandle | None = None
@@ -170,7 +155,10 @@ class WeightAverager:
         return self._update(step, skipped=skipped)
 
     def attach(self, optimizer: torch.optim.Optimizer | None = None) -> RemovableHandle:
-        """Update by itself after every optimizer.step(); the handle's remove() ends that."""
+        """Update by itself after every optimizer.step(); the handle's remove() ends that.
+
+        A step that a loss scaler skips never reaches the optimizer, so it is not counted: there, call update().
+        """
         optimizer = optimizer or self.optimizer
         if optimizer is None:
             raise LawaError("attach() needs the optimizer; pass it here or to WeightAverager")
@@ -192,24 +180,21 @@ class WeightAverager:
                 f"update {t} comes after update {self.step}; steps only grow. "
                 "On resume, load the averager's state of the same checkpoint"
             )
-        if self._pending is not None:
+        if self.replacement_pending:
             raise LawaError(
-                f"the replacement due at update {self._pending} was never carried out; "
+                f"the replacement due at update {self._position.pending} was never carried out; "
                 "call replace_if_due() before the next update"
             )
-        due = any(average.cadence.due(t) for average in self.averages.values())
+        due = self._collection.due(t)
         if due:
             reshard(self.model)
             self._tensors.check_bound()
             self._tensors.check_trained()
-            self._windows.capture(t, skipped=skipped)
-            for running in self._running.values():
-                running.capture(t)
-        self.step = t
-        if self.replacement is not None and self.replacement.due(
-            t, held=self.count(self.replace_with), last=self.last_replacement
-        ):
-            self._pending = t
+            self._collection.capture(t, skipped=skipped)
+        self._position = replace(self._position, step=t)
+        rule = self.replacement
+        if rule is not None and rule.cadence.due(t, held=self.count(rule.name), last=self.last_replacement):
+            self._position = replace(self._position, pending=t)
         return due
 
     def replace_if_due(self) -> bool:
@@ -217,36 +202,46 @@ class WeightAverager:
 
         Trainers that evaluate and save after their step hook call it when the next update begins, and at the end.
         """
-        if self._pending is None:
+        t = self._position.pending
+        if t is None:
             return False
         if self._swapped is not None:
             raise LawaError(f"a replacement inside averaged({self._swapped!r}) would be undone; leave it first")
-        assert self.replace_with is not None
-        assert self.replacement is not None
-        t = self._pending
+        rule = self.replacement
+        assert rule is not None  # nothing else makes one pending
         reshard(self.model)
         self._tensors.check_bound()
-        parts = self._average(self.replace_with, moments=self.moments == "average")
+        parts = self._average(rule.name, moments=rule.moments == "average")
         finite = self._finite_everywhere(parts)
         if finite:
-            self._replace(parts)
+            self._replace(parts, rule)
         # What raised above (memory, an unknown optimizer) left the weights alone and the replacement pending.
-        self._pending, self.last_replacement = None, t
+        self._position = replace(self._position, pending=None, last_replacement=t)
         if not finite:
-            held = f"{self.replace_with!r} of {self.count(self.replace_with)} snapshots"
+            held = f"{rule.name!r} of {self.count(rule.name)} snapshots"
             message = f"update {t}: the average {held} is not finite (first in {self._first_bad(parts)!r})"
             if self.strict:
                 raise NonFiniteAverage(f"{message}; the weights were left as they are")
             log.warning("%s; replacement skipped", message)
             return False
-        if self.replacement.clear:
-            self._clear(self.replace_with)
+        if rule.cadence.clear:
+            self._collection.clear(rule.name)
         return True
+
+    @property
+    def step(self) -> int:
+        """The last update seen."""
+        return self._position.step
+
+    @property
+    def last_replacement(self) -> int | None:
+        """The update of the last replacement, skipped ones included."""
+        return self._position.last_replacement
 
     @property
     def replacement_pending(self) -> bool:
         """Whether a replacement fell due at the last capture and was not carried out yet."""
-        return self._pending is not None
+        return self._position.pending is not None
 
     # ---- looking at an average
 
@@ -275,8 +270,7 @@ class WeightAverager:
 
     def count(self, name: str | None = None) -> int:
         """Snapshots a window holds, or readings a running average has had."""
-        name = self._resolve(name)
-        return self._running[name].count if name in self._running else len(self._windows.rings[name].held)
+        return self._collection.count(self._resolve(name))
 
     def ready(self, name: str | None = None) -> bool:
         """Whether the average has what it needs: a window its min_window snapshots, a running average one reading."""
@@ -285,8 +279,7 @@ class WeightAverager:
 
     def steps(self, name: str | None = None) -> list[int]:
         """The updates whose snapshots a window holds, oldest first; a running average holds none."""
-        ring = self._windows.rings.get(self._resolve(name))
-        return ring.steps if ring else []
+        return self._collection.steps(self._resolve(name))
 
     def is_finite(self, name: str | None = None) -> bool:
         """Whether the average is finite on every rank (one scalar all-reduce); check it before publishing one."""
@@ -294,64 +287,27 @@ class WeightAverager:
 
     def cost(self) -> Cost:
         """Bytes this rank needs, computed from the settings; nothing is allocated."""
-        slots = snapshots_needed([ring.window for ring in self._windows.rings.values()])
-        on_device, on_host = self._store.nbytes(slots)
-        host = device = 0
-        for running in self._running.values():
-            for group in running.groups:
-                host += state_nbytes(group) if group.device.type == "cpu" else 0
-                device += state_nbytes(group) if group.device.type != "cpu" else 0
-        return Cost(
-            snapshots=slots,
-            device=on_device + device,
-            host=on_host + host,
-            swap=self._swap_bytes(),
-            disk=on_device + on_host + device + host,
-        )
+        return cost_of(self._collection, self.replacement)
 
     # ---- state (torch DCP's Stateful)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a fresh process needs to go on in the middle of a window. Tensors are views, not copies."""
-        return state.state_dict(self)
+        return state.state_dict(self._collection, self._position)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state saved by `state_dict`; its averages, names and shapes must be this averager's."""
-        state.load_state_dict(self, state_dict)
+        replaces = self.replacement is not None
+        self._position = state.load_state_dict(self._collection, state_dict, replaces=replaces)
 
     def prepare_to_load(self, checkpoint: Any, *, key: str = "averager") -> None:
         """Before dcp.load in a fresh process: make room for the snapshots that `checkpoint` holds under `key`.
 
         checkpoint  a DCP directory or storage reader; DCP loads in place, so there must be a place
         """
-        state.prepare_to_load(self, checkpoint, key)
+        state.prepare_to_load(self._collection, checkpoint, key)
 
     # ---- inside
-
-    def _set_replacement(self, name: str | None, after: str, every: int | None, until: int | None) -> None:
-        if after not in AFTER_REPLACE:
-            raise LawaError(f"after_replace={after!r} must be 'slide' or 'clear'")
-        alpha = self.strength
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
-            raise LawaError(f"strength={alpha!r} must lie in (0, 1]; 1 replaces the weights by the average")
-        optimizer_state.check_policy(self.moments, self.optimizer)
-        if name is None and len(self.averages) > 1:
-            raise LawaError(f"replace_with must name the average that replaces: one of {', '.join(self.averages)}")
-        self.replace_with = name = self._resolve(name)
-        average = self.averages[name]
-        window = average if isinstance(average, Window) else None
-        if window is None and every is None:
-            raise LawaError(f"replacing with {name!r}, a running average, needs replace_every")
-        if window is None and self.moments == "average":
-            raise LawaError(f"moments='average' needs a window; {name!r} is a running average")
-        self.replacement = ReplacementCadence(
-            captures=average.cadence,
-            window=window.size if window else None,
-            min_window=average.needed,
-            every=every,
-            until=until,
-            clear=after == "clear",
-        )
 
     def _after_step(self, *_: Any) -> None:
         self._update(None)
@@ -359,32 +315,6 @@ class WeightAverager:
     def _update(self, step: int | None, *, skipped: bool = False) -> bool:
         self.capture(step, skipped=skipped)
         return self.replace_if_due()
-
-    def _swap_bytes(self) -> int:
-        """The larger peak: an average with its backup, or a replacement (no backup, but moments and strength)."""
-        groups = [group for group in self._layout if not group.moments]
-        weights = sum(group.nbytes for group in groups)
-
-        def copy(average: Average) -> int:
-            if isinstance(average, EMA):
-                return 0  # it is its own state
-            return weights if isinstance(average, Window) else sum(map(state_nbytes, groups))
-
-        most = weights + max(map(copy, self.averages.values()))
-        if self.replace_with is not None:
-            if self.moments == "average":
-                groups = list(self._layout)
-                replacement = self._layout.nbytes
-            else:
-                replacement = copy(self.averages[self.replace_with])
-            if self.strength != 1:  # see _toward: the result, and one group's weights at a time
-                replacement += sum(map(state_nbytes, groups)) + max(map(state_nbytes, groups))
-            most = max(most, replacement)
-        return most
-
-    def _template(self) -> dict[str, Tensor]:
-        """Names and shapes of a snapshot, without one."""
-        return {entry.name: entry.reference for group in self._layout for entry in group.entries}
 
     def _resolve(self, name: str | None) -> str:
         if name is None and len(self.averages) == 1:
@@ -398,15 +328,13 @@ class WeightAverager:
             following = self.averages[name].cadence.after(self.step)
             when = "it captures no more" if following is None else f"its next capture is at update {following}"
             raise LawaError(f"average {name!r} holds nothing: {when}")
-        if name in self._running:
-            return self._running[name].parts()
-        return self._windows.average(name, dtype=self.accumulate, moments=moments)
+        return self._collection.average(name, dtype=self.accumulate, moments=moments)
 
-    def _replace(self, parts: list[Part]) -> None:
-        if self.strength != 1:
-            parts = _toward(parts, self.strength)
-        if self.moments == "reset":  # before the weights: it may refuse the optimizer
-            assert self.optimizer is not None  # check_policy refused it
+    def _replace(self, parts: list[Part], rule: Replacement) -> None:
+        if rule.strength != 1:
+            parts = toward(parts, rule.strength)
+        if rule.moments == "reset":  # before the weights: it may refuse the optimizer
+            assert self.optimizer is not None  # make_replacement refused it
             optimizer_state.reset(self._tensors.parameters, self.optimizer)
         self._write(parts)
 
@@ -414,12 +342,6 @@ class WeightAverager:
         reshard(self.model)
         self._store.protect()
         write(parts)
-
-    def _clear(self, name: str) -> None:
-        if name in self._running:
-            self._running[name].clear()
-        else:
-            self._windows.clear(name)
 
     def _finite_everywhere(self, parts: list[Part]) -> bool:
         flags = [all_finite(flat) for _, flat in parts]
@@ -472,15 +394,3 @@ def _averages(averages: Mapping[str, Average] | None, short: dict[str, Any]) -> 
         if not name or "/" in name or name in ("plain", ".", ".."):
             raise LawaError(f"{name!r} cannot name an average; 'plain' and names with a slash are taken")
     return dict(averages)
-
-
-@torch.no_grad()
-def _toward(parts: list[Part], alpha: float) -> list[Part]:
-    """θ + α(average − θ), in at least fp32, each operation rounded once."""
-    result: list[Part] = []
-    for group, average in parts:
-        wide = torch.promote_types(torch.float32, group.dtype)
-        theta = group.allocate(dtype=wide)
-        read([(group, theta)])
-        result.append((group, (average.to(group.device) - theta).mul_(alpha).add_(theta)))
-    return result

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lawa.averaging.averages import EMA, Average, Window
+from lawa.averaging.collection import Collection
+from lawa.averaging.replacement import Replacement
+from lawa.averaging.window import snapshots_needed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -28,6 +33,46 @@ class Cost:
             f"{self.snapshots} snapshots: {readable(self.device)} on the device, {readable(self.host)} on the host, "
             f"{readable(self.swap)} more during a swap, {readable(self.disk)} on disk a saved state"
         )
+
+
+def cost_of(collection: Collection, replacement: Replacement | None) -> Cost:
+    """Computed from the settings; nothing is allocated."""
+    slots = snapshots_needed([ring.window for ring in collection.windows.rings.values()])
+    on_device, on_host = collection.store.nbytes(slots)
+    for running in collection.running.values():
+        for group in running.groups:
+            on_host += group.state_nbytes if group.device.type == "cpu" else 0
+            on_device += group.state_nbytes if group.device.type != "cpu" else 0
+    return Cost(
+        snapshots=slots,
+        device=on_device,
+        host=on_host,
+        swap=_swap_bytes(collection, replacement),
+        disk=on_device + on_host,
+    )
+
+
+def _swap_bytes(collection: Collection, replacement: Replacement | None) -> int:
+    """The larger peak: an average with its backup, or a replacement (no backup, but moments and strength)."""
+    groups = [group for group in collection.layout if not group.moments]
+    weights = sum(group.nbytes for group in groups)
+
+    def copy(average: Average) -> int:
+        if isinstance(average, EMA):
+            return 0  # it is its own state
+        return weights if isinstance(average, Window) else sum(group.state_nbytes for group in groups)
+
+    most = weights + max(map(copy, collection.averages.values()))
+    if replacement is not None:
+        if replacement.moments == "average":
+            groups = list(collection.layout)
+            taken = collection.layout.nbytes
+        else:
+            taken = copy(collection.averages[replacement.name])
+        if replacement.strength != 1:  # see toward: the result, and one group's weights at a time
+            taken += sum(group.state_nbytes for group in groups) + max(group.state_nbytes for group in groups)
+        most = max(most, taken)
+    return most
 
 
 def readable(nbytes: float) -> str:

@@ -40,7 +40,7 @@ def average_into(
 ) -> None:
     """Write Σ c_i θ_i to `out`.
 
-    out           1-D, any floating dtype; rounded to it once
+    out           1-D, any floating dtype; rounded to it once (fp64 to a 16-bit dtype by way of fp32, as torch does)
     snapshots     θ_i, oldest first: 1-D, as many elements as out, floating, all on one device
     coefficients  c_i, oldest first; None is the uniform mean, whose bits differ from a list of 1/k
     dtype         of the accumulation: torch.float32 or torch.float64

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,15 @@ class Group:
     @property
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of running averages: fp32, or fp64 for weights in fp64."""
+        return torch.promote_types(torch.float32, self.dtype)
+
+    @property
+    def state_nbytes(self) -> int:
+        return self.numel * self.state_dtype.itemsize
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Each entry's part of `flat`, in its shape."""
@@ -236,8 +245,8 @@ def local(tensor: Any) -> Tensor:
 def reshard(model: nn.Module) -> None:
     """Make FSDP2 modules hold their sharded parameters again.
 
-    A forward without gradients leaves unsharded copies behind, which the next forward would use instead
-    of what we write to the shards; and what we read would miss nothing, but what we write would be lost.
+    A forward without gradients leaves unsharded copies behind, and the next forward would use those instead
+    of what was written to the shards.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     sharded = getattr(fsdp, "FSDPModule", None)
@@ -245,7 +254,7 @@ def reshard(model: nn.Module) -> None:
         return
     for module in model.modules():
         if isinstance(module, sharded):
-            module.reshard()
+            cast(Any, module).reshard()
 
 
 def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:

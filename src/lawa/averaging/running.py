@@ -67,7 +67,7 @@ class Running:
 
     def allocate(self) -> None:
         if not self.state:
-            self.state = [group.allocate(dtype=state_dtype(group)) for group in self.groups]
+            self.state = [group.allocate(dtype=group.state_dtype) for group in self.groups]
 
     def state_parts(self) -> list[Part]:
         """The state itself: an EMA's value, a running mean's sum."""
@@ -131,12 +131,3 @@ def _cut(group: Group, state: Tensor, live: Sequence[Tensor]) -> list[_Stretch]:
         )
         for stretch, length in zip(stretches, lengths, strict=True)
     ]
-
-
-def state_dtype(group: Group) -> torch.dtype:
-    """fp32, or fp64 for weights in fp64."""
-    return torch.promote_types(torch.float32, group.dtype)
-
-
-def state_nbytes(group: Group) -> int:
-    return group.numel * state_dtype(group).itemsize

@@ -12,52 +12,66 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lawa.averaging.collection import Collection
 from lawa.averaging.matching import check_same
 from lawa.averaging.parameters import Snapshot, local, named
 from lawa.averaging.window import Held
 from lawa.errors import LawaError
 
-if TYPE_CHECKING:
-    from lawa.averaging.averager import WeightAverager
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where an averager stands, in updates.
+
+    step              the last one seen
+    pending           the one whose replacement was not carried out yet
+    last_replacement  the one of the last replacement
+    """
+
+    step: int = 0
+    pending: int | None = None
+    last_replacement: int | None = None
 
 
-def state_dict(averager: WeightAverager) -> dict[str, Any]:
-    windows, running = averager._windows, averager._running
+def state_dict(collection: Collection, position: Position) -> dict[str, Any]:
+    windows, running = collection.windows, collection.running
     held = windows.snapshots()
     meta = {
-        "step": averager.step,
-        "pending": averager._pending,
-        "last_replacement": averager.last_replacement,
+        **asdict(position),
         "windows": {name: ring.steps for name, ring in windows.rings.items()},
         "running": {name: average.count for name, average in running.items()},
         "skipped": [one.step for one in held if one.skipped],
     }
-    snapshots = {one.step: one.snapshot for one in held} | averager._prepared
+    snapshots = {one.step: one.snapshot for one in held} | collection.prepared
     return {
         "meta": json.dumps(meta),
-        "snapshots": {_key(step): _named(averager, snapshot) for step, snapshot in snapshots.items()},
+        "snapshots": {_key(step): _named(collection, snapshot) for step, snapshot in snapshots.items()},
         "running": {name: named(average.state_parts()) for name, average in running.items() if average.state},
     }
 
 
-def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
-    """Everything is checked before anything is changed."""
+def load_state_dict(collection: Collection, state: Mapping[str, Any], *, replaces: bool) -> Position:
+    """Fill the collection and return the saved position; everything is checked before anything is changed.
+
+    replaces  whether a pending replacement can be carried out
+    """
     if not isinstance(state.get("meta"), str):
         raise LawaError(f"this is no averager's state: it has {sorted(map(str, state))[:5]}, and no 'meta'")
     meta = json.loads(state["meta"])
-    windows, running = averager._windows, averager._running
+    windows, running = collection.windows, collection.running
     for kind, own in (("windows", windows.rings), ("running", running)):
         if set(meta[kind]) != set(own):
             raise LawaError(
                 f"the saved state has the averages {sorted(meta['windows'] | meta['running'])}, this averager "
-                f"{sorted(averager.averages)}; make it with the same averages"
+                f"{sorted(collection.averages)}; make it with the same averages"
             )
-    if meta["pending"] is not None and averager.replacement is None:
+    if meta["pending"] is not None and not replaces:
         raise LawaError(
             f"the saved state has a replacement pending since update {meta['pending']}, which an averager with "
             "mode='evaluate' never carries out; make it with mode='replace'"
@@ -65,8 +79,8 @@ def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
     steps = {name: meta["windows"][name][-ring.window.size :] for name, ring in windows.rings.items()}
     wanted = sorted({step for held in steps.values() for step in held})
     # What lies in our own memory already (DCP loaded it in place, or the state is our own) is not copied.
-    present = {one.step: one.snapshot for one in windows.snapshots()} | averager._prepared
-    template = averager._template()
+    present = {one.step: one.snapshot for one in windows.snapshots()} | collection.prepared
+    template = _template(collection)
     for step in wanted:
         if _key(step) not in state["snapshots"]:
             raise LawaError(
@@ -85,14 +99,14 @@ def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
             _check(named(running[name].state_parts()), state["running"][name], f"the saved average {name!r}")
 
     kept = {
-        step for step in present.keys() & wanted if _is_own(averager, present[step], state["snapshots"][_key(step)])
+        step for step in present.keys() & wanted if _is_own(collection, present[step], state["snapshots"][_key(step)])
     }
     spare = [snapshot for step, snapshot in present.items() if step not in kept]  # what is left over is let go
     loaded = {step: present[step] for step in kept}
     for step in wanted:
         if step not in kept:
-            loaded[step] = spare.pop() if spare else averager._store.empty(step)
-            _copy(_named(averager, loaded[step]), state["snapshots"][_key(step)])
+            loaded[step] = spare.pop() if spare else collection.store.empty(step)
+            _copy(_named(collection, loaded[step]), state["snapshots"][_key(step)])
     for ring in windows.rings.values():
         ring.held.clear()
     for step in wanted:
@@ -104,13 +118,11 @@ def load_state_dict(averager: WeightAverager, state: Mapping[str, Any]) -> None:
         else:
             running[name].clear()
         running[name].count = count
-    averager._prepared = {}
-    averager.step = meta["step"]
-    averager.last_replacement = meta["last_replacement"]
-    averager._pending = meta["pending"]
+    collection.prepared = {}
+    return Position(**{name: meta[name] for name in ("step", "pending", "last_replacement")})
 
 
-def prepare_to_load(averager: WeightAverager, checkpoint: Any, key: str) -> None:
+def prepare_to_load(collection: Collection, checkpoint: Any, key: str) -> None:
     """Make room for the snapshots and running averages that a DCP checkpoint holds under `key`.
 
     What the averager held before is let go: DCP asks the checkpoint for exactly what it is shown.
@@ -124,12 +136,12 @@ def prepare_to_load(averager: WeightAverager, checkpoint: Any, key: str) -> None
         raise LawaError(f"{checkpoint} holds no averager under {key!r}; it has {others}")
     prefix = f"{key}.snapshots."
     steps = {int(name[len(prefix) :].split(".")[0]) for name in names if name.startswith(prefix)}
-    for name in averager._windows.rings:
-        averager._windows.clear(name)
-    while averager._prepared:
-        averager._store.free(averager._prepared.popitem()[1])
-    averager._prepared = {step: averager._store.empty(step) for step in sorted(steps)}
-    for name, average in averager._running.items():
+    for name in collection.windows.rings:
+        collection.windows.clear(name)
+    while collection.prepared:
+        collection.store.free(collection.prepared.popitem()[1])
+    collection.prepared = {step: collection.store.empty(step) for step in sorted(steps)}
+    for name, average in collection.running.items():
         average.release()
         if any(saved.startswith(f"{key}.running.{name}.") for saved in names):
             average.allocate()
@@ -139,9 +151,14 @@ def _key(step: int) -> str:
     return f"{step:08d}"
 
 
-def _named(averager: WeightAverager, snapshot: Snapshot) -> dict[str, Tensor]:
-    averager._store.settle()
-    return named(zip(averager._layout, snapshot, strict=True))
+def _template(collection: Collection) -> dict[str, Tensor]:
+    """Names and shapes of a snapshot, without one."""
+    return {entry.name: entry.reference for group in collection.layout for entry in group.entries}
+
+
+def _named(collection: Collection, snapshot: Snapshot) -> dict[str, Tensor]:
+    collection.store.settle()
+    return named(zip(collection.layout, snapshot, strict=True))
 
 
 def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
@@ -151,8 +168,8 @@ def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: s
             raise LawaError(f"{where}: tensor {name!r} is sharded otherwise than the model; load it with dcp.load")
 
 
-def _is_own(averager: WeightAverager, snapshot: Snapshot, given: Mapping[str, Tensor]) -> bool:
-    own = named(zip(averager._layout, snapshot, strict=True))
+def _is_own(collection: Collection, snapshot: Snapshot, given: Mapping[str, Tensor]) -> bool:
+    own = named(zip(collection.layout, snapshot, strict=True))
     return all(local(given[name]).data_ptr() == local(tensor).data_ptr() for name, tensor in own.items())
 
 

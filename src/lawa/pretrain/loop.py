@@ -66,9 +66,9 @@ class Loop:
                 with self.clock("checkpoints"):
                     checkpoint.save(self.run, self.setup, self.records, self.position)
             self.replace()
-        with self.clock("checkpoints"):
-            checkpoint.save_final(self.run, self.setup)
+        # Last of all comes what says that the run is finished.
         self.write("end", seconds={what: round(spent, 3) for what, spent in self.position.seconds.items()})
+        checkpoint.save_final(self.run, self.setup)
         return self.position.losses
 
     def step(self, t: int) -> tuple[float, torch.Tensor]:
@@ -135,17 +135,16 @@ class Loop:
     def replace(self) -> None:
         """Carry out a pending replacement."""
         averager, losses = self.averager, self.position.losses
-        if averager is None or not averager.replacement_pending:
+        if averager is None or averager.replacement is None or not averager.replacement_pending:
             return
-        name = averager.replace_with
-        assert name is not None
+        name = averager.replacement.name
         count = averager.count(name)
         with self.clock("averaging"):
             applied = averager.replace_if_due()
         loss = None
         if applied and losses:
             # At strength 1 the weights now are the average that was just evaluated.
-            loss = losses[name] if averager.strength == 1 and name in losses else self.loss()
+            loss = losses[name] if averager.replacement.strength == 1 and name in losses else self.loss()
             losses["replaced"] = loss
         self.write("replacement", name=name, snapshots=count, applied=applied, loss=loss)
         self.progress.replaced(self.position.update, name, applied=applied, loss=loss)

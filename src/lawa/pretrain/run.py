@@ -90,8 +90,9 @@ def table(setup: Setup, run: Path) -> Table:
     if setup.averager is None:
         shown.add_row("averaging", "none")
     else:
+        replacement = setup.averager.replacement
         for name, average in setup.averager.averages.items():
-            replaces = " → replaces the weights" if name == setup.averager.replace_with else ""
+            replaces = " → replaces the weights" if replacement and name == replacement.name else ""
             shown.add_row("averaging", f"{name}: {average}{replaces}")
         cost = setup.averager.cost()
         saved = cost.disk
@@ -120,7 +121,7 @@ def _train(run: Path, setup: Setup, console: Console, position: checkpoint.Posit
 
 def _describe(run: Path, setup: Setup) -> dict[str, Any]:
     config, averager = setup.config, setup.averager
-    replacing = averager is not None and averager.mode == "replace"
+    replacement = averager.replacement if averager else None
     return {
         "name": run.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -128,9 +129,9 @@ def _describe(run: Path, setup: Setup) -> dict[str, Any]:
         "updates": config.training.updates,
         "tokens_per_update": config.tokens_per_update,
         "mode": config.averaging.mode,
-        "replaced_with": averager.replace_with if averager else None,
-        "after_replace": (config.averaging.after_replace or "slide") if replacing else None,
-        "strength": averager.strength if averager and replacing else None,
+        "replaced_with": replacement.name if replacement else None,
+        "after_replace": ("clear" if replacement.cadence.clear else "slide") if replacement else None,
+        "strength": replacement.strength if replacement else None,
         "averages": {name: str(average) for name, average in averager.averages.items()} if averager else {},
         "model": {"architecture": setup.model.config.model_type, "parameters": setup.parameters},
         "data": {"digest": setup.store.digest, **setup.store.info["splits"]},
