@@ -261,6 +261,11 @@ def test_wrong_places(evaluated, settings, tmp_path):
     with pytest.raises(LawaError, match="nowhere does not exist"):
         train(settings, tmp_path / "new", data={"train": [str(tmp_path / "nowhere")], "store": str(tmp_path / "s")})
     assert not (tmp_path / "new").exists()  # so that the mended command can be given again
+    # A mistake found after the text was tokenized keeps the tokens, and the mended command uses them.
+    with pytest.raises(UsageError, match="is no field of"):
+        train(settings, tmp_path / "new", data={"store": None}, model={"overrides": {"hiden_size": 3}})
+    assert (tmp_path / "new" / "store").exists()
+    train(settings, tmp_path / "new", data={"store": None}, training={"updates": 3})
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(evaluated, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 from lawa.errors import UsageError, require
 from lawa.pretrain.config import Config, load
+from lawa.pretrain.directory import FINAL, check_new, check_resumable
 from lawa.pretrain.settings import merge, nested, walk
 
 SUMMARY = "pre-train a language model with latest weight averaging"
@@ -47,8 +48,12 @@ def run(given: argparse.Namespace) -> int:
             raise UsageError("--resume takes its configuration from the run; give nothing else with it")
     elif not given.config or not given.output:
         raise UsageError("name a configuration and where the run goes: lawa train CONFIG.yaml --output RUN")
+    directory = given.resume or given.output
     config = None
-    if given.resume is None:
+    if given.resume is not None:
+        check_resumable(directory)
+    else:
+        check_new(directory)
         overrides: dict[str, Any] = {}
         for path, text in flags.items():
             overrides = merge(overrides, nested(path, _value(path, text)))
@@ -58,14 +63,13 @@ def run(given: argparse.Namespace) -> int:
         require(module, extra="train")
     from lawa.pretrain.run import resume, start
 
-    directory = given.resume or given.output
     losses = resume(directory) if config is None else start(config, directory)
     if given.json:
         print(json.dumps({"run": str(directory), "losses": losses}))
     else:
         for name, loss in losses.items():
             print(f"{name:<16} validation loss {loss:.4f}")
-        print(f"model: {directory / 'final'}")
+        print(f"model: {directory / FINAL}")
     return 0
 
 

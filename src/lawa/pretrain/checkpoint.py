@@ -21,6 +21,7 @@ from lawa.checkpoints.find import step_directories, step_directory
 from lawa.checkpoints.publish import is_published, publish, remove, verify, write_manifest
 from lawa.checkpoints.retention import keep_latest, thin
 from lawa.errors import LawaError
+from lawa.pretrain.directory import FINAL
 from lawa.pretrain.setup import Setup
 from lawa.records import Records, write_json
 from lawa.records import provenance as general_provenance
@@ -91,9 +92,9 @@ def retain(run: Path, setup: Setup) -> None:
 
 def save_final(run: Path, setup: Setup) -> Path:
     """Publish what training delivers: the weights after its last update and any replacement due at it."""
-    with publish(run / "final") as partial:
+    with publish(run / FINAL) as partial:
         _write_model(partial, setup)
-    return run / "final"
+    return run / FINAL
 
 
 def latest(run: Path) -> tuple[int, Path]:

@@ -9,11 +9,12 @@ from lawa.errors import LawaError, UsageError
 
 CONFIG = "config.yaml"
 FINAL = "final"
+STORE = "store"
 
 
 def check_new(run: Path) -> None:
-    """Raise unless a run can start in `run`."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    """Raise unless a run can start in `run`: nothing is there, or only text that an earlier try has tokenized."""
+    if run.exists() and not (run.is_dir() and all(entry.name.lstrip(".").startswith(STORE) for entry in run.iterdir())):
         raise UsageError(f"{run} exists already; go on with it (lawa train --resume {run}), or choose another --output")
 
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lawa.averaging.cost import readable
-from lawa.checkpoints.publish import is_published, sweep
-from lawa.errors import LawaError, UsageError
+from lawa.checkpoints.publish import sweep
 from lawa.pretrain import checkpoint
 from lawa.pretrain.config import Config, read_yaml
+from lawa.pretrain.directory import CONFIG, check_new, check_resumable
 from lawa.pretrain.loop import Loop
 from lawa.pretrain.progress import Progress, tokenizing
 from lawa.pretrain.settings import build
@@ -30,8 +30,7 @@ from lawa.records import Records, write_json
 def start(config: Config, run: Path, *, console: Console | None = None) -> dict[str, float]:
     """Train `config` from scratch in the new directory `run`; the last validation losses by name, in nats."""
     console = console or Console(stderr=True, highlight=False)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UsageError(f"{run} exists already; go on with it (lawa train --resume {run}), or choose another --output")
+    check_new(run)
     run.mkdir(parents=True, exist_ok=True)
     try:
         with tokenizing(console) as progress:
@@ -40,7 +39,7 @@ def start(config: Config, run: Path, *, console: Console | None = None) -> dict[
         if not any(run.iterdir()):
             run.rmdir()  # nothing was begun: the same command works again once its cause is mended
         raise
-    (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    (run / CONFIG).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
     write_json(run / "run.json", _describe(run, setup))
     console.print(table(setup, run))
     return _train(run, setup, console, None)
@@ -49,13 +48,8 @@ def start(config: Config, run: Path, *, console: Console | None = None) -> dict[
 def resume(run: Path, *, console: Console | None = None) -> dict[str, float]:
     """Go on with the run in `run` from its latest checkpoint, as RUN/config.yaml says."""
     console = console or Console(stderr=True, highlight=False)
-    if not (run / "config.yaml").is_file():
-        raise UsageError(
-            f"{run} is no run (it has no config.yaml); start one with: lawa train CONFIG.yaml --output RUN"
-        )
-    if is_published(run / "final"):
-        raise LawaError(f"{run} is finished; its model is in {run / 'final'}")
-    config: Config = build(Config, read_yaml(run / "config.yaml"))
+    check_resumable(run)
+    config: Config = build(Config, read_yaml(run / CONFIG))
     for parent in (run, run / "checkpoints", *(run / "averages").glob("*")):
         sweep(parent)
     update, directory = checkpoint.latest(run)

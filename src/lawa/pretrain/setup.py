@@ -19,6 +19,7 @@ from lawa.data.order import Order, validation_sequences
 from lawa.data.store import Progress, TokenStore
 from lawa.errors import UsageError
 from lawa.pretrain.config import AveragingConfig, Config, ModelConfig
+from lawa.pretrain.directory import STORE
 from lawa.pretrain.optimizer import make_optimizer
 from lawa.pretrain.presets import PRESETS
 
@@ -52,7 +53,7 @@ def prepare(config: Config, run: Path, *, progress: Progress | None = None) -> S
     """Build everything from scratch; the same configuration gives the same initial weights and batches."""
     device = _device(config.training.device)
     store = token_store.build_or_open(
-        Path(config.data.store) if config.data.store else run / "store",
+        Path(config.data.store) if config.data.store else run / STORE,
         sources=config.data.train,
         validation=config.data.validation,
         validation_fraction=None if config.data.validation else config.data.validation_fraction,
