@@ -940,6 +940,12 @@ def test_a_skipped_replacement_does_not_clear_and_waits_its_turn() -> None:
     assert averager.steps() == []
 
 
+def test_a_skipped_replacement_counts_as_the_last_one() -> None:
+    averager, _, replaced = poisoned([float("nan"), 1.0, 2.0, 3.0, 4.0], window=1, replace_every=3)
+    assert replaced == [False, False, False, True, False]
+    assert averager.last_replacement == 4
+
+
 def test_overflow_in_the_captured_dtype_is_seen_too() -> None:
     """fp16 weights that are all finite, with coefficients that leave its range."""
     model = toys.linear((60000.0,), dtype=torch.float16)

@@ -137,8 +137,8 @@ def test_uniform_and_a_list_of_equal_coefficients_have_different_bits() -> None:
 
 def test_the_order_matters_to_the_bits_and_oldest_comes_first() -> None:
     big, small = torch.tensor([2.0**24]), torch.tensor([1.0])
-    assert ours([big, small, small], None).item() == 2.0**24 * np.float32(1 / 3)  # each 1 is lost on its own
-    assert ours([small, small, big], None).item() == (2.0**24 + 2) * np.float32(1 / 3)  # 1 + 1 is not
+    assert ours([big, small, small], None).item() == np.float32(2**24) * np.float32(1 / 3)  # each 1 is lost on its own
+    assert ours([small, small, big], None).item() == np.float32(2**24 + 2) * np.float32(1 / 3)  # 1 + 1 is not
 
 
 # ---- corners of the number line

@@ -292,7 +292,7 @@ def set_buffers(model: nn.Module, t: int) -> None:
     with torch.no_grad():
         model[1].running_mean.fill_(float(t))
         model[1].num_batches_tracked.fill_(t)
-        model.mask.fill_(t % 2 == 0)
+        model.mask.fill_(t % 2 == 1)
         model.short.fill_(t)
         model.loose = torch.full((1,), float(t))  # by assignment, as modules may
 
@@ -310,7 +310,7 @@ def test_buffers(buffers: str, mean: float) -> None:
         assert model.short.tolist() == [mean] * 3
         assert model.loose.tolist() == [mean]
         assert model[1].num_batches_tracked.item() == 4
-        assert model.mask.tolist() == [True, True]
+        assert model.mask.tolist() == [False, False], "the latest, which an average of four would not give"
         assert model[1].num_batches_tracked.dtype == torch.int64
     assert model[1].running_mean.tolist() == [4.0, 4.0]
     assert model.loose.tolist() == [4.0]

@@ -218,6 +218,17 @@ def test_memory_of_a_larger_window_is_let_go() -> None:
     assert memory.alive == other.averager.cost().host
 
 
+def test_memory_that_is_there_already_is_used() -> None:
+    run = Run(mode="evaluate", averages={"w": Window(3, every=1), "e": EMA(0.5)}).go(1, 4)
+    saved = through_torch_save(run.averager.state_dict())
+    run.go(5, 9)
+    memory = toys.Memory()
+    with memory:
+        run.averager.load_state_dict(saved)
+    assert memory.ops > 0
+    assert memory.new == 0
+
+
 # ---- what does not fit is refused, and nothing has changed
 
 
@@ -402,6 +413,8 @@ def test_dcp_loads_in_place_and_copies_nothing_twice(tmp_path: Path) -> None:
     assert list(places) == ["00000003", "00000004", "00000005"]
     load(fresh, folder, prepare=False)
     assert places == {key: t["inner.weight"].data_ptr() for key, t in fresh.averager.state_dict()["snapshots"].items()}
+    fresh.go(6, 7)
+    assert list(fresh.averager.state_dict()["snapshots"]) == ["00000005", "00000006", "00000007"]
 
 
 @pytest.mark.parametrize(
