@@ -48,6 +48,8 @@ def test_the_summary_is_strict_json_with_the_table(tmp_path):
         "largest_gain": 1.0,
         "largest_gain_update": 100,
         "updates_saved": 100.0,
+        "most_ahead": 100.0,
+        "most_ahead_update": 100,
         "ahead": [[100, 100.0], [200, None]],
         "incomparable": None,
     }
@@ -63,9 +65,9 @@ def test_the_table_for_a_terminal(tmp_path):
         "At update 200 the validation loss of plain is 4.0000 nats per token. "
         "No arm ends below it; the nearest, a, ends 0.5000 above.\n"
         "\n"
-        "arm    final loss      gain    largest gain  updates saved  snapshots\n"
-        "plain      4.0000  baseline               –              –          –\n"
-        "a          4.5000   −0.5000  +1.0000 at 100      100 (50%)          5\n"
+        "arm    final loss      gain    largest gain          most ahead  updates saved  snapshots\n"
+        "plain      4.0000  baseline               –                   –              –          –\n"
+        "a          4.5000   −0.5000  +1.0000 at 100  100 updates at 100      100 (50%)          5\n"
         "\n"
         "Note: run is unfinished: its records reach update 200 of 1200."
     )

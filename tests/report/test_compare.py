@@ -58,6 +58,7 @@ def test_an_arm_that_is_better_everywhere():
     assert arm.largest_gain == At(200, 0.5)  # the first of two equals
     assert arm.updates_saved == 100.0  # 2.5 at update 300
     assert arm.ahead == ((200, 50.0), (300, 100.0), (400, None))  # 3.5 at 250, 2.5 at 400, 2.25 never
+    assert arm.most_ahead == At(300, 100.0)
 
 
 def test_updates_saved_between_evaluations():

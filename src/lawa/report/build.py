@@ -81,6 +81,7 @@ def _summary(findings: Findings) -> dict[str, Any]:
 def _arm(arm: Arm) -> dict[str, Any]:
     comparison = arm.comparison
     largest = comparison.largest_gain if comparison else None
+    most = comparison.most_ahead if comparison else None
     finite = arm.final_loss is not None and math.isfinite(arm.final_loss)
     return {
         "label": arm.label,
@@ -95,6 +96,8 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "largest_gain": largest.value if largest else None,
         "largest_gain_update": largest.update if largest else None,
         "updates_saved": comparison.updates_saved if comparison else None,
+        "most_ahead": most.value if most else None,
+        "most_ahead_update": most.update if most else None,
         "ahead": comparison.ahead if comparison else None,
         "incomparable": arm.incomparable,
     }

@@ -36,6 +36,12 @@ class Comparison:
     updates_saved: float | None
     ahead: tuple[tuple[int, float | None], ...]  # (t, ahead(t)) at the arm's finite evaluations
 
+    @property
+    def most_ahead(self) -> At | None:
+        """The largest known ahead(t), the first of equals."""
+        known = (At(update, ahead) for update, ahead in self.ahead if ahead is not None)
+        return max(known, key=lambda at: at.value, default=None)
+
 
 def compare(arm: Curve, baseline: Curve) -> Comparison:
     """Compare two curves, each with at most one loss an update."""

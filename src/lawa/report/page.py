@@ -128,6 +128,8 @@ them, the older the less. Averages are evaluated, and training never sees them, 
 <dt>gain</dt><dd>Validation loss of {name} minus that of the arm, in nats per token: positive is better. In the
 table it is taken at the end, and once where it was largest. A gain in the middle of a run is partly what the
 decay of the learning rate brings {name} later anyway; the end is the fair place to compare.</dd>
+<dt>most ahead</dt><dd>The loss that the arm has at an update, {name} reaches that many updates later, also on a
+straight line between evaluations; of all updates, the one at which that lead was largest.</dd>
 <dt>updates saved</dt><dd>How long before the last evaluation of {name} the arm had reached the loss of that
 evaluation, on a straight line between evaluations.</dd>
 <dt>chance</dt><dd>Every curve is one run. How much another seed would change it is not known from here.</dd>

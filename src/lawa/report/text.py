@@ -94,7 +94,7 @@ def headline(findings: Findings) -> str:
     return f"{found}, and it reached the final loss of {baseline.label} {whole(saved)} updates ({share}) earlier."
 
 
-HEADINGS = ("arm", "final loss", "gain", "largest gain", "updates saved", "snapshots")
+HEADINGS = ("arm", "final loss", "gain", "largest gain", "most ahead", "updates saved", "snapshots")
 
 
 def _saved(arm: Arm, findings: Findings) -> str:
@@ -106,6 +106,14 @@ def _saved(arm: Arm, findings: Findings) -> str:
     return "not reached" if saved is None else f"{whole(saved)} ({saved / total:.0%})".replace("-", "−")
 
 
+def _ahead(arm: Arm, findings: Findings) -> str:
+    """By how many updates it led most, and when: 180 updates at 900."""
+    most = arm.comparison.most_ahead if arm.comparison else None
+    if most is None or arm is findings.baseline:
+        return NOTHING
+    return f"{whole(most.value)} updates at {whole(most.update)}"
+
+
 def cells(arm: Arm, findings: Findings) -> tuple[str, ...]:
     """The table's line for an arm, under HEADINGS."""
     comparison = arm.comparison
@@ -115,6 +123,7 @@ def cells(arm: Arm, findings: Findings) -> tuple[str, ...]:
         number(arm.final_loss),
         "baseline" if arm is findings.baseline else signed(comparison.gain if comparison else None),
         NOTHING if largest is None else f"{signed(largest.value)} at {whole(largest.update)}",
+        _ahead(arm, findings),
         _saved(arm, findings),
         NOTHING if arm.snapshots is None else str(arm.snapshots),
     )
