@@ -1,5 +1,5 @@
 # make demo      set up, then train three runs on real text and draw the report (under 5 minutes on 2 cores)
-# make demo-high the same three runs at five times the learning rate
+# make demo-high the same at five times the learning rate, where replacing helps
 # make test      set up, then all unit and contract tests
 # make check     set up, then lint, types and import rules
 # make test-all  set up, then what is slow: several processes, kills, a browser
@@ -16,16 +16,18 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV
 .PHONY: demo demo-high test check test-all bench clean
 
 demo: RUNS = runs/demo
+demo: ARMS = slide clear
 demo-high: RUNS = runs/demo-high
+demo-high: ARMS = slide-3 slide clear
 demo-high: FLAGS = --training.lr 2e-2 --training.min_lr 2e-3
 demo demo-high: $(VENV)/demo.done
 	$(BIN)/python examples/demo_corpus.py .demo/corpus
 	@rm -rf $(RUNS)
 	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/plain $(FLAGS)
-	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/slide --arm slide $(FLAGS)
-	$(BIN)/lawa train configs/demo.yaml --output $(RUNS)/clear --arm clear $(FLAGS)
+	set -e; for arm in $(ARMS); do \
+	    $(BIN)/lawa train configs/demo.yaml --output $(RUNS)/$$arm --arm $$arm $(FLAGS); done
 	@echo
-	@$(BIN)/lawa report $(RUNS)/plain $(RUNS)/slide $(RUNS)/clear --output $(RUNS)/report
+	@$(BIN)/lawa report $(RUNS)/plain $(ARMS:%=$(RUNS)/%) --output $(RUNS)/report
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -m "not slow"

@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit 0 done, 1 failed, 2 wrong 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sub.add_argument("--traceback", action="store_true", help="show where an error came from")
     given = parser.parse_args(arguments)
     try:
-        return VERBS[given.verb].run(given)
+        code = VERBS[given.verb].run(given)
+        sys.stdout.flush()
+        return code
     except LawaError as error:
         if given.traceback:
             raise
@@ -44,3 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lawa {given.verb}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output has gone, as in `lawa report … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
