@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 import twins
 from lawa.averaging.coefficients import coefficients
-from lawa.averaging.mean import all_finite, average_into, block_size, ema_into, sum_into
+from lawa.averaging.finite import all_finite
+from lawa.averaging.mean import average_into, block_size, ema_into, sum_into
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SPECS = [None, "linear", "one_minus_sqrt", {"ema": 0.9}]

@@ -460,3 +460,15 @@ def test_the_averager_is_a_stateful() -> None:
     from torch.distributed.checkpoint.stateful import Stateful
 
     assert isinstance(Run(mode="evaluate", every=1).averager, Stateful)
+
+
+def test_a_state_of_another_dtype_is_refused_and_nothing_changes() -> None:
+    """It would be rounded silently: the loop's average would no longer be that of its snapshots."""
+    wide, narrow = nn.Linear(3, 2), nn.Linear(3, 2).bfloat16()
+    saved, other = (WeightAverager(model, mode="evaluate", every=1, window=2) for model in (wide, narrow))
+    saved.update()
+    other.update()
+    other.update()
+    with pytest.raises(LawaError, match=r"'weight' is torch.float32 where the model has torch.bfloat16"):
+        other.load_state_dict(saved.state_dict())
+    assert (other.step, other.steps()) == (2, [1, 2])

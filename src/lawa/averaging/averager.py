@@ -26,10 +26,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lawa.averaging import optimizer_state, state
-from lawa.averaging.averages import Average, Window
+from lawa.averaging.averages import Average, named_averages
 from lawa.averaging.collection import Collection
 from lawa.averaging.cost import Cost, cost_of
-from lawa.averaging.mean import all_finite
+from lawa.averaging.finite import finite_everywhere, first_non_finite
 from lawa.averaging.parameters import Layout, ModelTensors, Part, read, reshard, write
 from lawa.averaging.replacement import Replacement, make_replacement, toward
 from lawa.averaging.stores import make_store
@@ -114,7 +114,7 @@ class WeightAverager:
         self.model = model
         self.optimizer = optimizer
         self.mode = mode
-        self.averages = _averages(averages, {key: value for key, value in short.items() if value is not None})
+        self.averages = named_averages(averages, {key: value for key, value in short.items() if value is not None})
         self.accumulate = accumulate
         self.strict = strict
         self.replacement: Replacement | None = None
@@ -212,14 +212,14 @@ class WeightAverager:
         reshard(self.model)
         self._tensors.check_bound()
         parts = self._average(rule.name, moments=rule.moments == "average")
-        finite = self._finite_everywhere(parts)
+        finite = finite_everywhere(parts)
         if finite:
             self._replace(parts, rule)
         # What raised above (memory, an unknown optimizer) left the weights alone and the replacement pending.
         self._position = replace(self._position, pending=None, last_replacement=t)
         if not finite:
             held = f"{rule.name!r} of {self.count(rule.name)} snapshots"
-            message = f"update {t}: the average {held} is not finite (first in {self._first_bad(parts)!r})"
+            message = f"update {t}: the average {held} is not finite (first in {first_non_finite(parts)!r})"
             if self.strict:
                 raise NonFiniteAverage(f"{message}; the weights were left as they are")
             log.warning("%s; replacement skipped", message)
@@ -283,7 +283,7 @@ class WeightAverager:
 
     def is_finite(self, name: str | None = None) -> bool:
         """Whether the average is finite on every rank (one scalar all-reduce); check it before publishing one."""
-        return self._finite_everywhere(self._average(self._resolve(name)))
+        return finite_everywhere(self._average(self._resolve(name)))
 
     def cost(self) -> Cost:
         """Bytes this rank needs, computed from the settings; nothing is allocated."""
@@ -343,22 +343,6 @@ class WeightAverager:
         self._store.protect()
         write(parts)
 
-    def _finite_everywhere(self, parts: list[Part]) -> bool:
-        flags = [all_finite(flat) for _, flat in parts]
-        finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            agreed = finite.to(parts[0][0].device, torch.int32)
-            torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
-            finite = agreed
-        return bool(finite)
-
-    def _first_bad(self, parts: list[Part]) -> str:
-        for group, flat in parts:
-            for entry, view in zip(group.entries, group.views(flat), strict=True):
-                if not torch.isfinite(view).all():
-                    return entry.name
-        return "another rank's shard"
-
 
 class _Attachment(RemovableHandle):
     """An optimizer hook's handle that also tells the averager when it is removed."""
@@ -379,18 +363,3 @@ def estimate(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *
     if averager._protection is not None:
         averager._protection.remove()
     return averager.cost()
-
-
-def _averages(averages: Mapping[str, Average] | None, short: dict[str, Any]) -> dict[str, Average]:
-    if averages is None:
-        return {"lawa": Window(**short)}
-    if short:
-        raise LawaError(f"{', '.join(short)} belong to the short form; with averages=, set them in each Window")
-    if not averages:
-        raise LawaError("averages is empty; name at least one, as {'lawa': Window(10, every=1000)}")
-    for name, average in averages.items():
-        if not isinstance(average, Average):
-            raise LawaError(f"average {name!r} is {average!r}; it must be a Window, an EMA or a RunningMean")
-        if not name or "/" in name or name in ("plain", ".", ".."):
-            raise LawaError(f"{name!r} cannot name an average; 'plain' and names with a slash are taken")
-    return dict(averages)

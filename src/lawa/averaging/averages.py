@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from lawa.averaging.coefficients import Spec, coefficients, fixed_size
 from lawa.cadence import Cadence, whole
@@ -124,6 +126,22 @@ class RunningMean:
 
 
 Average = Window | EMA | RunningMean
+
+
+def named_averages(averages: Mapping[str, Average] | None, short: Mapping[str, Any]) -> dict[str, Average]:
+    """{name: average} of the long form, or of the short form's settings: one window named "lawa"."""
+    if averages is None:
+        return {"lawa": Window(**short)}
+    if short:
+        raise LawaError(f"{', '.join(short)} belong to the short form; with averages=, set them in each Window")
+    if not averages:
+        raise LawaError("averages is empty; name at least one, as {'lawa': Window(10, every=1000)}")
+    for name, average in averages.items():
+        if not isinstance(average, Average):
+            raise LawaError(f"average {name!r} is {average!r}; it must be a Window, an EMA or a RunningMean")
+        if not name or "/" in name or name in ("plain", ".", ".."):
+            raise LawaError(f"{name!r} cannot name an average; 'plain' and names with a slash are taken")
+    return dict(averages)
 
 
 def _coefficients_text(spec: Spec) -> str:

@@ -85,14 +85,3 @@ def ema_into(ema: Tensor, reading: Tensor, beta: float) -> None:
     """
     reading.sub_(ema).mul_(1 - beta)
     ema.add_(reading)
-
-
-@torch.no_grad()
-def all_finite(flat: Tensor) -> Tensor:
-    """Whether a 1-D tensor holds neither inf nor nan: a scalar bool tensor on its device, without a host sync."""
-    finite = torch.ones((), dtype=torch.bool, device=flat.device)
-    for part in flat.split(block_size(flat.device)):
-        if part.numel():
-            low, high = torch.aminmax(part)  # both become nan where any element is
-            finite &= torch.isfinite(low) & torch.isfinite(high)
-    return finite

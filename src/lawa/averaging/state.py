@@ -61,63 +61,44 @@ def load_state_dict(collection: Collection, state: Mapping[str, Any], *, replace
 
     replaces  whether a pending replacement can be carried out
     """
-    if not isinstance(state.get("meta"), str):
-        raise LawaError(f"this is no averager's state: it has {sorted(map(str, state))[:5]}, and no 'meta'")
-    meta = json.loads(state["meta"])
+    meta = _checked_meta(collection, state, replaces=replaces)
     windows, running = collection.windows, collection.running
-    for kind, own in (("windows", windows.rings), ("running", running)):
-        if set(meta[kind]) != set(own):
-            raise LawaError(
-                f"the saved state has the averages {sorted(meta['windows'] | meta['running'])}, this averager "
-                f"{sorted(collection.averages)}; make it with the same averages"
-            )
-    if meta["pending"] is not None and not replaces:
-        raise LawaError(
-            f"the saved state has a replacement pending since update {meta['pending']}, which an averager with "
-            "mode='evaluate' never carries out; make it with mode='replace'"
-        )
+    # A smaller window takes the latest of what the saved one held.
     steps = {name: meta["windows"][name][-ring.window.size :] for name, ring in windows.rings.items()}
     wanted = sorted({step for held in steps.values() for step in held})
-    # What lies in our own memory already (DCP loaded it in place, or the state is our own) is not copied.
-    present = {one.step: one.snapshot for one in windows.snapshots()} | collection.prepared
-    template = _template(collection)
-    for step in wanted:
-        if _key(step) not in state["snapshots"]:
-            raise LawaError(
-                f"the saved state lacks the snapshot of update {step}; before dcp.load, a fresh averager needs "
-                "prepare_to_load(checkpoint)"
-            )
-        _check(template, state["snapshots"][_key(step)], f"the saved snapshot of update {step}")
-    for name, count in meta["running"].items():
-        if count:
-            if name not in state["running"]:
-                raise LawaError(
-                    f"the saved state lacks the average {name!r}; before dcp.load, a fresh averager needs "
-                    "prepare_to_load(checkpoint)"
-                )
-            running[name].allocate()
-            _check(named(running[name].state_parts()), state["running"][name], f"the saved average {name!r}")
-
-    kept = {
-        step for step in present.keys() & wanted if _is_own(collection, present[step], state["snapshots"][_key(step)])
+    saved = {step: _tensors_of(state["snapshots"], _key(step), f"snapshot of update {step}") for step in wanted}
+    readings = {
+        name: _tensors_of(state["running"], name, f"average {name!r}")
+        for name, count in meta["running"].items()
+        if count
     }
-    spare = [snapshot for step, snapshot in present.items() if step not in kept]  # what is left over is let go
-    loaded = {step: present[step] for step in kept}
-    for step in wanted:
-        if step not in kept:
-            loaded[step] = spare.pop() if spare else collection.store.empty(step)
-            _copy(_named(collection, loaded[step]), state["snapshots"][_key(step)])
+    entries = {entry.name: entry for group in collection.layout for entry in group.entries}
+    references = {name: entry.reference for name, entry in entries.items()}
+    for step, tensors in saved.items():
+        where = f"the saved snapshot of update {step}"
+        _check(references, tensors, where)
+        for name, entry in entries.items():
+            if tensors[name].dtype != entry.dtype:
+                raise LawaError(
+                    f"{where}: tensor {name!r} is {tensors[name].dtype} where the model has {entry.dtype}; "
+                    "load it into a model of the dtype it was saved from"
+                )
+    for name, tensors in readings.items():
+        running[name].allocate()
+        _check(named(running[name].state_parts()), tensors, f"the saved average {name!r}")
+
+    snapshots = _take_over(collection, saved)
     for ring in windows.rings.values():
         ring.held.clear()
     for step in wanted:
-        held = Held(step, loaded[step], step in meta["skipped"])
+        held = Held(step, snapshots[step], step in meta["skipped"])
         windows.hold(held, [ring for name, ring in windows.rings.items() if step in steps[name]])
-    for name, count in meta["running"].items():
-        if count:
-            _copy(named(running[name].state_parts()), state["running"][name])
+    for name, average in running.items():
+        if name in readings:
+            _copy(named(average.state_parts()), readings[name])
         else:
-            running[name].clear()
-        running[name].count = count
+            average.clear()
+        average.count = meta["running"][name]
     collection.prepared = {}
     return Position(**{name: meta[name] for name in ("step", "pending", "last_replacement")})
 
@@ -147,13 +128,52 @@ def prepare_to_load(collection: Collection, checkpoint: Any, key: str) -> None:
             average.allocate()
 
 
+def _checked_meta(collection: Collection, state: Mapping[str, Any], *, replaces: bool) -> dict[str, Any]:
+    if not isinstance(state.get("meta"), str):
+        raise LawaError(f"this is no averager's state: it has {sorted(map(str, state))[:5]}, and no 'meta'")
+    meta = json.loads(state["meta"])
+    for kind, own in (("windows", collection.windows.rings), ("running", collection.running)):
+        if set(meta[kind]) != set(own):
+            raise LawaError(
+                f"the saved state has the averages {sorted(meta['windows'] | meta['running'])}, this averager "
+                f"{sorted(collection.averages)}; make it with the same averages"
+            )
+    if meta["pending"] is not None and not replaces:
+        raise LawaError(
+            f"the saved state has a replacement pending since update {meta['pending']}, which an averager with "
+            "mode='evaluate' never carries out; make it with mode='replace'"
+        )
+    return meta
+
+
+def _tensors_of(saved: Mapping[str, Any], key: str, what: str) -> Mapping[str, Tensor]:
+    if key not in saved:
+        raise LawaError(
+            f"the saved state lacks the {what}; before dcp.load, a fresh averager needs prepare_to_load(checkpoint)"
+        )
+    return saved[key]
+
+
+def _take_over(collection: Collection, saved: Mapping[int, Mapping[str, Tensor]]) -> dict[int, Snapshot]:
+    """Memory of our own with the saved snapshots, by update.
+
+    What lies in our memory already (DCP loaded it in place, or the state is our own) is not copied; what we
+    held besides serves for the others, and what is left over is let go.
+    """
+    present = {one.step: one.snapshot for one in collection.windows.snapshots()} | collection.prepared
+    taken = {
+        step: present[step] for step in present.keys() & saved.keys() if _is_own(collection, present[step], saved[step])
+    }
+    spare = [snapshot for step, snapshot in present.items() if step not in taken]
+    for step, tensors in saved.items():
+        if step not in taken:
+            taken[step] = spare.pop() if spare else collection.store.empty(step)
+            _copy(_named(collection, taken[step]), tensors)
+    return taken
+
+
 def _key(step: int) -> str:
     return f"{step:08d}"
-
-
-def _template(collection: Collection) -> dict[str, Tensor]:
-    """Names and shapes of a snapshot, without one."""
-    return {entry.name: entry.reference for group in collection.layout for entry in group.entries}
 
 
 def _named(collection: Collection, snapshot: Snapshot) -> dict[str, Tensor]:

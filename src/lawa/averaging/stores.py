@@ -108,6 +108,8 @@ class HostStore:
         side.wait_stream(torch.cuda.current_stream(group.device))
         with torch.cuda.stream(side):
             read([(group, flat)], non_blocking=True)
+            for tensor in group.current():  # its memory is not handed on while the copy runs
+                tensor.record_stream(side)
             self._copying[group.device] = side.record_event()
 
     def empty(self, step: int) -> Snapshot:
