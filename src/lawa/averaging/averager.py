@@ -30,7 +30,7 @@ from lawa.averaging.averages import Average, named_averages
 from lawa.averaging.collection import Collection
 from lawa.averaging.cost import Cost, cost_of
 from lawa.averaging.finite import finite_everywhere, first_non_finite
-from lawa.averaging.parameters import Layout, ModelTensors, Part, read, reshard, write
+from lawa.averaging.parameters import Layout, ModelTensors, Part, read, write
 from lawa.averaging.replacement import Replacement, make_replacement, toward
 from lawa.averaging.stores import make_store
 from lawa.cadence import whole
@@ -187,7 +187,7 @@ class WeightAverager:
             )
         due = self._collection.due(t)
         if due:
-            reshard(self.model)
+            self._tensors.reshard()
             self._tensors.check_bound()
             self._tensors.check_trained()
             self._collection.capture(t, skipped=skipped)
@@ -209,7 +209,7 @@ class WeightAverager:
             raise LawaError(f"a replacement inside averaged({self._swapped!r}) would be undone; leave it first")
         rule = self.replacement
         assert rule is not None  # nothing else makes one pending
-        reshard(self.model)
+        self._tensors.reshard()
         self._tensors.check_bound()
         parts = self._average(rule.name, moments=rule.moments == "average")
         finite = finite_everywhere(parts)
@@ -255,7 +255,7 @@ class WeightAverager:
         name = self._resolve(name)
         if self._swapped is not None:
             raise LawaError(f"averaged({name!r}) inside averaged({self._swapped!r}); leave the first one before")
-        reshard(self.model)
+        self._tensors.reshard()
         self._tensors.check_bound()
         average = self._average(name)
         backup = [(group, group.allocate()) for group, _ in average]
@@ -339,7 +339,7 @@ class WeightAverager:
         self._write(parts)
 
     def _write(self, parts: list[Part]) -> None:
-        reshard(self.model)
+        self._tensors.reshard()
         self._store.protect()
         write(parts)
 

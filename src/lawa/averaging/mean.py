@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 # Elements a block: the accumulator stays in a processor's shared cache, and the cost of starting an
-# operation on every thread stays small beside its work (measured in benchmarks/averaging.py).
+# operation on every thread stays small beside its work (measured in benchmarks/average.py).
 _BLOCK = {"cpu": 1 << 21}
 _BLOCK_ELSEWHERE = 1 << 22
 
@@ -78,10 +78,12 @@ def sum_into(total: Tensor, reading: Tensor) -> None:
     total.add_(reading)
 
 
-def ema_into(ema: Tensor, reading: Tensor, beta: float) -> None:
-    """e ← e + (1 − β)(θ − e), each operation rounded once. Overwrites `reading`, of the shape and dtype of `ema`.
+def ema_into(ema: Tensor, reading: Tensor, beta: float, *, scratch: Tensor | None = None) -> None:
+    """e ← e + (1 − β)(θ − e), each operation rounded once. All of one shape and dtype.
+
+    Overwrites `scratch`, or without one `reading`.
 
     In this form a weight that does not move leaves its average where it is, to the bit.
     """
-    reading.sub_(ema).mul_(1 - beta)
-    ema.add_(reading)
+    difference = torch.sub(reading, ema, out=reading if scratch is None else scratch).mul_(1 - beta)
+    ema.add_(difference)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from lawa.errors import LawaError
 
 _ALIGNMENT = 64  # bytes: every entry starts on a cache line
 
-Snapshot = list[Tensor]  # one flat tensor per group of a layout
 Part = tuple["Group", Tensor]  # a group and a flat tensor with its values
 
 
@@ -130,6 +129,22 @@ class Layout(list[Group]):
         return sum(group.nbytes for group in self)
 
 
+class Snapshot(list[Tensor]):
+    """One flat tensor per group of a layout, in memory that is filled again and again.
+
+    Each entry's part of it is made into a view once: for a small tensor that costs more than its copy.
+    """
+
+    def __init__(self, layout: Layout, flats: Iterable[Tensor]) -> None:
+        super().__init__(flats)
+        self._views = [group.views(flat) for group, flat in zip(layout, self, strict=True)]
+
+    @torch.no_grad()
+    def fill(self, index: int, group: Group, *, non_blocking: bool = False) -> None:
+        """Copy the tensors of `group`, the layout's `index`-th, as they are now."""
+        torch._foreach_copy_(self._views[index], group.current(), non_blocking=non_blocking)
+
+
 @torch.no_grad()
 def read(parts: Iterable[Part], *, non_blocking: bool = False) -> None:
     """Copy the tensors of each group, as they are now, into its flat tensor."""
@@ -170,7 +185,10 @@ class ModelTensors:
         self.tied: dict[str, str] = {}  # another name of the same storage: its entry's name
         self._places: dict[str, tuple[nn.Module, str, nn.Parameter]] = {}
         seen: dict[Any, str] = {}
-        reshard(model)
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        sharded = getattr(fsdp, "FSDPModule", ())
+        self._sharded: list[Any] = [module for module in model.modules() if isinstance(module, sharded)]
+        self.reshard()
         places = _places(model)
         for given, own in canonical_names(places, where=type(model).__name__).items():
             self._places[own] = places[given]
@@ -215,10 +233,19 @@ class ModelTensors:
         its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         return all(id(parameter) in its for parameter in self.parameters.values())
 
+    def reshard(self) -> None:
+        """Make FSDP2 modules hold their sharded parameters again.
+
+        A forward without gradients leaves unsharded copies behind, and the next forward would use those instead
+        of what was written to the shards.
+        """
+        for module in self._sharded:
+            module.reshard()
+
     def check_bound(self) -> None:
         """Raise when the model has another parameter in a place since: ours would be an orphan that never moves."""
         for name, (module, attribute, parameter) in self._places.items():
-            if getattr(module, attribute, None) is not parameter:
+            if module._parameters.get(attribute) is not parameter:
                 raise LawaError(
                     f"parameter {name!r} was exchanged for another one after the averager was made "
                     "(load_state_dict(assign=True), resized embeddings); make a new averager"
@@ -240,21 +267,6 @@ def local(tensor: Any) -> Tensor:
     if dtensor is not None and isinstance(tensor, dtensor):
         return tensor._local_tensor.detach()  # to_local() goes through autograd, 20 µs a tensor
     return tensor.detach()
-
-
-def reshard(model: nn.Module) -> None:
-    """Make FSDP2 modules hold their sharded parameters again.
-
-    A forward without gradients leaves unsharded copies behind, and the next forward would use those instead
-    of what was written to the shards.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    sharded = getattr(fsdp, "FSDPModule", None)
-    if sharded is None:
-        return
-    for module in model.modules():
-        if isinstance(module, sharded):
-            cast(Any, module).reshard()
 
 
 def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:

@@ -38,11 +38,12 @@ class Running:
             read(self.state_parts())
         else:
             for stretch in self._stretches():
-                torch._foreach_copy_(stretch.views, stretch.live)
+                if stretch.live:
+                    torch._foreach_copy_(stretch.views, stretch.live)
                 for gap in stretch.gaps:
                     gap.zero_()
                 if isinstance(self.average, EMA):
-                    ema_into(stretch.state, stretch.reading, self.average.beta)
+                    ema_into(stretch.state, stretch.reading, self.average.beta, scratch=stretch.scratch)
                 else:
                     sum_into(stretch.state, stretch.reading)
         self.count += 1
@@ -89,13 +90,15 @@ class _Stretch:
     """A part of a group that stays in cache while it is worked on.
 
     state    1-D, a view of the group's state
-    reading  1-D, as long: scratch memory that every stretch of the group uses
-    views    of `reading`, for each tensor of `live`
-    gaps     of `reading`, between the views: where another stretch may have left a nan, which checks would find
-    live     the weights, or parts of large ones
+    scratch  1-D, as long: memory that every stretch of the group uses
+    reading  1-D, as long: the weights themselves where they lie in one piece, else `scratch`, filled from `live`
+    views    of `scratch`, for each tensor of `live`
+    gaps     of `scratch`, between the views: where another stretch may have left a nan, which checks would find
+    live     the weights, or parts of large ones, that are not in one piece or not of the state's dtype
     """
 
     state: Tensor
+    scratch: Tensor
     reading: Tensor
     views: list[Tensor]
     gaps: list[Tensor]
@@ -117,17 +120,23 @@ def _cut(group: Group, state: Tensor, live: Sequence[Tensor]) -> list[_Stretch]:
     ends = [stretch[-1][0] + stretch[-1][1].numel() for stretch in stretches]
     lengths = [end - stretch[0][0] for stretch, end in zip(stretches, ends, strict=True)]
     scratch = torch.zeros(max(lengths, default=0), dtype=state.dtype, device=state.device)
-    return [
-        _Stretch(
-            state=state[stretch[0][0] :][:length],
-            reading=scratch[:length],
-            views=[scratch[at - stretch[0][0] :][: part.numel()].view(part.shape) for at, part in stretch],
-            gaps=[
-                scratch[at + part.numel() - stretch[0][0] : following - stretch[0][0]]
-                for (at, part), (following, _) in pairwise(stretch)
-                if at + part.numel() < following
-            ],
-            live=[part for _, part in stretch],
+    made: list[_Stretch] = []
+    for stretch, length in zip(stretches, lengths, strict=True):
+        first, part = stretch[0]
+        whole = len(stretch) == 1 and part.dtype == state.dtype and part.is_contiguous()
+        copied = [] if whole else stretch
+        made.append(
+            _Stretch(
+                state=state[first:][:length],
+                scratch=scratch[:length],
+                reading=part.view(-1) if whole else scratch[:length],
+                views=[scratch[at - first :][: part.numel()].view(part.shape) for at, part in copied],
+                gaps=[
+                    scratch[at + part.numel() - first : following - first]
+                    for (at, part), (following, _) in pairwise(copied)
+                    if at + part.numel() < following
+                ],
+                live=[part for _, part in copied],
+            )
         )
-        for stretch, length in zip(stretches, lengths, strict=True)
-    ]
+    return made

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from lawa.averaging.parameters import Group, Layout, Snapshot, read
+from lawa.averaging.parameters import Group, Layout, Snapshot
 from lawa.errors import LawaError
 
 PLACEMENTS = ("device", "host")
@@ -54,11 +54,12 @@ class DeviceStore:
 
     def capture(self, step: int) -> Snapshot:
         snapshot = self.empty(step)
-        read(zip(self.layout, snapshot, strict=True))
+        for index, group in enumerate(self.layout):
+            snapshot.fill(index, group)
         return snapshot
 
     def empty(self, step: int) -> Snapshot:
-        return self._free.pop() if self._free else [group.allocate() for group in self.layout]
+        return self._free.pop() if self._free else Snapshot(self.layout, [group.allocate() for group in self.layout])
 
     def free(self, snapshot: Snapshot) -> None:
         self._free.append(snapshot)
@@ -92,22 +93,22 @@ class HostStore:
 
     def capture(self, step: int) -> Snapshot:
         snapshot = self.empty(step)
-        for group, flat in zip(self.layout, snapshot, strict=True):
+        for index, group in enumerate(self.layout):
             if group.device.type == "cuda":
-                self._copy_on_side_stream(group, flat)
+                self._copy_on_side_stream(snapshot, index, group)
             else:
-                read([(group, flat)])
+                snapshot.fill(index, group)
         if not self.overlap:
             self.protect()
         return snapshot
 
-    def _copy_on_side_stream(self, group: Group, flat: torch.Tensor) -> None:
+    def _copy_on_side_stream(self, snapshot: Snapshot, index: int, group: Group) -> None:
         if group.device not in self._streams:
             self._streams[group.device] = torch.cuda.Stream(group.device)
         side = self._streams[group.device]
         side.wait_stream(torch.cuda.current_stream(group.device))
         with torch.cuda.stream(side):
-            read([(group, flat)], non_blocking=True)
+            snapshot.fill(index, group, non_blocking=True)
             for tensor in group.current():  # its memory is not handed on while the copy runs
                 tensor.record_stream(side)
             self._copying[group.device] = side.record_event()
@@ -117,7 +118,8 @@ class HostStore:
             # The free slot's last copy is ordered before the next one: both run on the same side stream.
             return self._free.pop()
         cpu = torch.device("cpu")
-        return [group.allocate(device=cpu, pinned=group.device.type == "cuda") for group in self.layout]
+        flats = [group.allocate(device=cpu, pinned=group.device.type == "cuda") for group in self.layout]
+        return Snapshot(self.layout, flats)
 
     def free(self, snapshot: Snapshot) -> None:
         self._free.append(snapshot)
