@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import twins
+from lawa.averaging import kernels
 from lawa.averaging.coefficients import coefficients
 from lawa.averaging.finite import all_finite
 from lawa.averaging.mean import average_into, block_size, ema_into, sum_into
@@ -45,9 +48,15 @@ def ours(
     dtype: torch.dtype = torch.float32,
     block: int | None = None,
 ) -> torch.Tensor:
-    result = torch.full((snapshots[0].numel(),), float("nan"), dtype=out)  # what is left unwritten shows
-    average_into(result, snapshots, c, dtype=dtype, block=block)
-    return result
+    """By the compiled loop where it serves, and by torch operations: the bits must be the same."""
+    results = []
+    for library in (kernels._library, None):
+        with mock.patch.object(kernels, "_library", library):
+            result = torch.full((snapshots[0].numel(),), float("nan"), dtype=out)  # what is left unwritten shows
+            average_into(result, snapshots, c, dtype=dtype, block=block)
+            results.append(result)
+    assert twins.same_bits(*results)
+    return results[0]
 
 
 def expected(
@@ -90,6 +99,34 @@ def test_block_size_and_threads_change_no_bit(block: int, count: int, spec: obje
         with threads(count):
             result = ours(snapshots, c, out=captured, block=block)
         assert twins.same_bits(result, expected(snapshots, c, out=captured))
+
+
+def test_the_compiled_loop_is_built_where_a_compiler_is() -> None:
+    """Otherwise every test of it would pass without it."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here, and the installation goes on without it")
+    assert kernels._library is not None
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 4095, 4096, 4097, 10_000])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_the_compiled_loops_threads_cover_everything_once(monkeypatch: pytest.MonkeyPatch, n: int, count: int) -> None:
+    monkeypatch.setattr(kernels, "_PER_THREAD", 5)
+    snapshots = draws(3, n)
+    with threads(count):
+        assert twins.same_bits(ours(snapshots), expected(snapshots))
+        assert twins.same_bits(ours(snapshots, [0.2, 0.3, 0.5]), expected(snapshots, [0.2, 0.3, 0.5]))
+
+
+def test_snapshots_that_are_no_contiguous_fp32_or_bf16_are_served_by_torch() -> None:
+    spread = [torch.stack([row, row], 1)[:, 0] for row in draws(3, 50)]
+    assert not kernels.serve(spread, torch.float32)
+    assert not kernels.serve(draws(3, 50, torch.float16), torch.float32)
+    assert not kernels.serve(draws(3, 50), torch.float64)
+    assert twins.same_bits(ours(spread), expected(spread))
+    out = torch.zeros(50, 2)[:, 0]
+    average_into(out, draws(3, 50))
+    assert twins.same_bits(out, expected(draws(3, 50)))
 
 
 def test_threads_change_no_bit_where_torch_really_uses_them() -> None:

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lawa.averaging import kernels
+
 # Elements a block: the accumulator stays in a processor's shared cache, and the cost of starting an
 # operation on every thread stays small beside its work (measured in benchmarks/average.py).
 _BLOCK = {"cpu": 1 << 21}
@@ -47,30 +49,40 @@ def average_into(
     block         elements a block; it changes the speed, never the bits
     """
     device = snapshots[0].device
+    in_place = out.dtype == dtype and out.device == device and out.is_contiguous()
+    compiled = kernels.serve(snapshots, dtype)
+    if compiled and in_place:
+        kernels.mean_into(out, snapshots, coefficients)
+        return
     block = block or block_size(device)
     size = min(block, out.numel())
-    in_place = out.dtype == dtype and out.device == device
     own = None if in_place else torch.empty(size, dtype=dtype, device=device)
-    scratch = torch.empty(size, dtype=dtype, device=device)
+    scratch = torch.empty(0 if compiled else size, dtype=dtype, device=device)
     for start in range(0, out.numel(), block):
         target = out[start : start + block]
-        n = target.numel()
-        a = target if own is None else own[:n]
-        p = scratch[:n]
-        for i, snapshot in enumerate(snapshots):
-            theta = snapshot[start : start + n]
-            if coefficients is not None:
-                theta = torch.mul(theta if theta.dtype == dtype else p.copy_(theta), coefficients[i], out=p)
-            elif theta.dtype != dtype:
-                theta = p.copy_(theta)
-            if i == 0:
-                torch.add(theta, 0.0, out=a)  # 0 + θ_0: of −0.0 it makes +0.0, as the formula does
-            else:
-                a.add_(theta)
-        if coefficients is None:
-            a.mul_(1 / len(snapshots))
+        a = target if own is None else own[: target.numel()]
+        thetas = [snapshot[start : start + block] for snapshot in snapshots]
+        if compiled:
+            kernels.mean_into(a, thetas, coefficients)
+        else:
+            _block_into(a, thetas, coefficients, scratch[: target.numel()])
         if own is not None:
             target.copy_(a)
+
+
+def _block_into(a: Tensor, thetas: Sequence[Tensor], coefficients: Sequence[float] | None, p: Tensor) -> None:
+    """The formula, operation by operation; `p` is scratch memory like `a`."""
+    for i, theta in enumerate(thetas):
+        if coefficients is not None:
+            theta = torch.mul(theta if theta.dtype == a.dtype else p.copy_(theta), coefficients[i], out=p)
+        elif theta.dtype != a.dtype:
+            theta = p.copy_(theta)
+        if i == 0:
+            torch.add(theta, 0.0, out=a)  # 0 + θ_0: of −0.0 it makes +0.0, as the formula does
+        else:
+            a.add_(theta)
+    if coefficients is None:
+        a.mul_(1 / len(thetas))
 
 
 def sum_into(total: Tensor, reading: Tensor) -> None:
