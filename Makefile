@@ -45,7 +45,7 @@ bench: $(VENV)/dev.done
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) .demo runs build src/*.egg-info
+	rm -rf $(VENV) .demo runs/demo runs/demo-high build src/*.egg-info
 
 $(VENV)/torch.done: constraints.txt
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh tools/environment.sh

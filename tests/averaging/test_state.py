@@ -133,7 +133,9 @@ def test_a_state_without_snapshots_can_be_loaded() -> None:
 def test_its_plain_values_are_one_json_text_and_its_tensors_have_the_models_names_and_dtypes() -> None:
     run = Run(dtype=torch.bfloat16, **SETTINGS["many"]).go(1, 5)
     state = run.averager.state_dict()
-    assert json.loads(state["meta"]) == {
+    meta = json.loads(state["meta"])
+    assert list(meta.pop("rules")) == ["w", "short", "e", "m", "late"]
+    assert meta == {
         "step": 5, "pending": None, "last_replacement": None, "windows": {"w": [2, 4], "short": [4, 5]},
         "running": {"e": 5, "m": 1, "late": 0}, "skipped": [],
     }  # fmt: skip
@@ -472,3 +474,13 @@ def test_a_state_of_another_dtype_is_refused_and_nothing_changes() -> None:
     with pytest.raises(LawaError, match=r"'weight' is torch.float32 where the model has torch.bfloat16"):
         other.load_state_dict(saved.state_dict())
     assert (other.step, other.steps()) == (2, [1, 2])
+
+
+def test_going_on_under_another_rule_warns() -> None:
+    model = nn.Linear(3, 2)
+    averages = {"w": Window(2, every=1), "e": EMA(0.9)}
+    saved = WeightAverager(model, mode="evaluate", averages=averages)
+    saved.update()
+    other = WeightAverager(model, mode="evaluate", averages={"w": Window(5, every=1), "e": EMA(0.5)})
+    with pytest.warns(UserWarning, match="'e' was saved as 'EMA beta 0.9, every 1' and goes on as 'EMA beta 0.5"):
+        other.load_state_dict(saved.state_dict())

@@ -72,6 +72,9 @@ class WeightAverager:
     accumulate     torch.float32 (default) or torch.float64, the dtype of the sum
     strict         raise on a non-finite average instead of skipping the replacement
 
+    With torch.distributed initialized, `update`, `replace_if_due` and `is_finite` are collective: every rank has an
+    averager and calls them (one scalar is reduced where a replacement is due; captures reduce nothing).
+
     Raises LawaError for settings that contradict each other, and warns about one that has no effect.
     """
 
@@ -111,6 +114,7 @@ class WeightAverager:
             "replace_with": replace_with, "after_replace": after_replace, "replace_every": replace_every,
             "replace_until": replace_until, "strength": strength, "moments": moments,
         }  # fmt: skip
+        optimizer_state.refuse_masters(optimizer)
         self.model = model
         self.optimizer = optimizer
         self.mode = mode
@@ -250,7 +254,7 @@ class WeightAverager:
         """Within the block the model has the average's weights; its own always come back, also after an exception.
 
         Costs a backup and the average: two copies of the weights beside the snapshots, for as long as it lasts.
-        A window that is not full gives the average of what it holds.
+        A window that is not full gives the average of what it holds (with coefficients given one by one: an error).
         """
         name = self._resolve(name)
         if self._swapped is not None:
@@ -307,6 +311,14 @@ class WeightAverager:
         """
         state.prepare_to_load(self._collection, checkpoint, key)
 
+    def close(self) -> None:
+        """Take the averager's hooks off the optimizer, so that it and its snapshots can be freed."""
+        if self._attachment is not None:
+            self._attachment.remove()
+        if self._protection is not None:
+            self._protection.remove()
+            self._protection = None
+
     # ---- inside
 
     def _after_step(self, *_: Any) -> None:
@@ -320,7 +332,12 @@ class WeightAverager:
         if name is None and len(self.averages) == 1:
             return next(iter(self.averages))
         if name is None or name not in self.averages:
-            raise LawaError(f"average {name!r} is unknown; name one of {', '.join(self.averages)}")
+            known = ", ".join(self.averages)
+            raise LawaError(
+                f"there are several averages; name one of {known}"
+                if name is None
+                else f"average {name!r} is unknown; name one of {known}"
+            )
         return name
 
     def _average(self, name: str, *, moments: bool = False) -> list[Part]:
@@ -360,6 +377,5 @@ class _Attachment(RemovableHandle):
 def estimate(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> Cost:
     """Bytes a rank that WeightAverager(model, optimizer, **settings) will need. A model on "meta" serves."""
     averager = WeightAverager(model, optimizer, **settings)
-    if averager._protection is not None:
-        averager._protection.remove()
+    averager.close()
     return averager.cost()

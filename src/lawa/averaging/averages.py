@@ -128,6 +128,13 @@ class RunningMean:
 Average = Window | EMA | RunningMean
 
 
+def rule(average: Average) -> str:
+    """What a saved state of `average` means, whatever its size: it goes on under the same rule or means another."""
+    if isinstance(average, Window):
+        return f"window every {average.every}, {_coefficients_text(average.coefficients)}"
+    return str(average)
+
+
 def named_averages(averages: Mapping[str, Average] | None, short: Mapping[str, Any]) -> dict[str, Average]:
     """{name: average} of the long form, or of the short form's settings: one window named "lawa"."""
     if averages is None:
@@ -139,8 +146,8 @@ def named_averages(averages: Mapping[str, Average] | None, short: Mapping[str, A
     for name, average in averages.items():
         if not isinstance(average, Average):
             raise LawaError(f"average {name!r} is {average!r}; it must be a Window, an EMA or a RunningMean")
-        if not name or "/" in name or name in ("plain", ".", ".."):
-            raise LawaError(f"{name!r} cannot name an average; 'plain' and names with a slash are taken")
+        if not name or "/" in name or name in ("plain", "replaced", ".", ".."):
+            raise LawaError(f"{name!r} cannot name an average; 'plain', 'replaced' and names with a slash are taken")
     return dict(averages)
 
 

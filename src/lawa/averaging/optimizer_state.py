@@ -20,6 +20,28 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KNOWN = {*_MOMENTS, "max_exp_avg_sq", "exp_inf", "momentum_buffer", "step"}
 
 
+# Where optimizers keep fp32 masters that they write back over the parameters: DeepSpeed ZeRO 1/2, its bf16 and
+# fp16 optimizers, Megatron's and apex's.
+_MASTERS = (
+    "single_partition_of_fp32_groups",
+    "fp32_groups_flat_partition",
+    "fp32_groups_flat",
+    "shard_fp32_from_float16_groups",
+    "fp32_from_float16_groups",
+    "fp32_from_fp16_groups",
+)
+
+
+def refuse_masters(optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise for an optimizer with masters of its own: captures would miss them, its next step undo a replacement."""
+    for attribute in _MASTERS:
+        if hasattr(optimizer, attribute):
+            raise LawaError(
+                f"{type(optimizer).__name__} keeps fp32 masters of its own ({attribute}), which this version does not "
+                "average; use an optimizer that trains the parameters themselves (FSDP2 keeps them in fp32)"
+            )
+
+
 def check_policy(policy: str, optimizer: torch.optim.Optimizer | None) -> None:
     if policy not in POLICIES:
         raise LawaError(f"moments={policy!r} must be one of {', '.join(POLICIES)}")

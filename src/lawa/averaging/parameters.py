@@ -229,9 +229,9 @@ class ModelTensors:
             )
 
     def trained_by(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether every captured parameter is `optimizer`'s: then nothing moves them but its step."""
+        """Whether every captured tensor is a parameter of `optimizer`: then nothing moves them but its step."""
         its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        return all(id(parameter) in its for parameter in self.parameters.values())
+        return all(id(entry.reference) in its for entry in self.trained)
 
     def reshard(self) -> None:
         """Make FSDP2 modules hold their sharded parameters again.

@@ -11,6 +11,7 @@ first make room for the snapshots that the checkpoint holds, which `prepare_to_l
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lawa.averaging.averages import rule
 from lawa.averaging.collection import Collection
 from lawa.averaging.matching import check_same
 from lawa.averaging.parameters import Snapshot, local, named
@@ -46,6 +48,7 @@ def state_dict(collection: Collection, position: Position) -> dict[str, Any]:
         **asdict(position),
         "windows": {name: ring.steps for name, ring in windows.rings.items()},
         "running": {name: average.count for name, average in running.items()},
+        "rules": {name: rule(average) for name, average in collection.averages.items()},
         "skipped": [one.step for one in held if one.skipped],
     }
     snapshots = {one.step: one.snapshot for one in held} | collection.prepared
@@ -137,6 +140,11 @@ def _checked_meta(collection: Collection, state: Mapping[str, Any], *, replaces:
             raise LawaError(
                 f"the saved state has the averages {sorted(meta['windows'] | meta['running'])}, this averager "
                 f"{sorted(collection.averages)}; make it with the same averages"
+            )
+    for name, average in collection.averages.items():
+        if meta["rules"][name] != rule(average):
+            warnings.warn(
+                f"average {name!r} was saved as {meta['rules'][name]!r} and goes on as {rule(average)!r}", stacklevel=4
             )
     if meta["pending"] is not None and not replaces:
         raise LawaError(
