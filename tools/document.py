@@ -1,0 +1,136 @@
+"""Write the numbers of README.md and docs/benchmarks.md from the records they come from.
+
+    python tools/document.py            after make demo, make demo-high and make bench
+    python tools/document.py --check    exit 1 if a document says something else than the records
+
+The records are copied from runs/ (which git ignores) to docs/demo/ by --take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from measure import Found, machine, read_found, table  # noqa: E402  (it lies beside the benchmarks)
+
+RUNS = {"demo": "runs/demo/report", "high": "runs/demo-high/report"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--take", action="store_true", help="copy summaries and pictures from runs/ first")
+    parser.add_argument("--check", action="store_true", help="change nothing; say whether the documents are true")
+    given = parser.parse_args()
+    if given.take:
+        take()
+    demo, high = (summary(name) for name in RUNS)
+    cpu = json.loads((ROOT / "benchmarks/results/cpu.json").read_text(encoding="utf-8"))["benchmarks"]
+    blocks = {
+        "demo": arms(demo),
+        "high": arms(high),
+        "lead": lead(demo, high),
+        "benchmarks": "\n\n".join(["\n".join(section(one)) for one in cpu] + [machine(cpu[-1])]),
+        "costs": costs(cpu),
+    }
+    wrong = [path for path in ("README.md", "docs/benchmarks.md") if not fill(ROOT / path, blocks, given.check)]
+    for path in wrong:
+        print(f"{path} differs from the records; run: python tools/document.py", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def take() -> None:
+    (ROOT / "docs/demo").mkdir(exist_ok=True)
+    for name, report in RUNS.items():
+        found = json.loads((ROOT / report / "summary.json").read_text(encoding="utf-8"))
+        for run in found["runs"]:
+            run.pop("path")  # of this machine
+        (ROOT / f"docs/demo/{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        shutil.copy(ROOT / report / "losses.png", ROOT / f"docs/demo/{name}.png")
+
+
+def summary(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / f"docs/demo/{name}.json").read_text(encoding="utf-8"))
+
+
+def arms(found: dict[str, Any]) -> str:
+    """The report's table, of the arms that the picture shows."""
+    lines = ["| arm | what | final loss | gain | largest gain | most ahead |", "|---|---|---|---|---|---|"]
+    for arm in found["arms"]:
+        if " · " in arm["label"]:
+            continue  # an average along a run that replaces
+        baseline = arm["label"] == found["baseline"]
+        gain = "" if baseline else signed(arm["gain"])
+        largest = "" if baseline else f"{signed(arm['largest_gain'])} at update {arm['largest_gain_update']}"
+        most = arm["most_ahead"]
+        ahead = "" if baseline or not most or most <= 0 else f"{most:.0f} updates at {arm['most_ahead_update']}"
+        lines.append(f"| {arm['label']} | {arm['what']} | {arm['final_loss']:.4f} | {gain} | {largest} | {ahead} |")
+    return "\n".join(lines)
+
+
+def lead(demo: dict[str, Any], high: dict[str, Any]) -> str:
+    """What the demo's records say, in sentences whose numbers are theirs."""
+
+    def of(found: dict[str, Any], label: str) -> dict[str, Any]:
+        return next(arm for arm in found["arms"] if arm["label"] == label)
+
+    window, plain, slide = (of(demo, label) for label in ("lawa-5", "plain", "slide"))
+    high_plain, high_slide = of(high, "plain"), of(high, "slide-3")
+    gained = f"{window['largest_gain']:.3f} nats below the plain weights at update {window['largest_gain_update']}"
+    ahead = f"which need up to {window['most_ahead']:.0f} of {plain['final_update']} updates more for the same loss"
+    slower = f"ends at {slide['final_loss']:.3f} against {plain['final_loss']:.3f}"
+    higher = f"ends at {high_slide['final_loss']:.3f}, plain training at {high_plain['final_loss']:.3f}"
+    return f"""\
+- **In the middle of training the averages are far ahead**: the mean of the last 5 snapshots is {gained}, {ahead}. \
+When the learning rate decays at the end, plain training catches up (gain {signed(window["gain"], 3)}): an average gives \
+at any update about what the decay gives once.
+- **Replacing the weights slows training at an ordinary learning rate**: literal sliding replacement {slower}. The \
+average of the last M snapshots lies behind the latest weights, and going on from it repeats part of the way: with a \
+constant drift, progress falls to 2/(M + 1). Clearing the window after each replacement costs less.
+- **It bears a higher one**: at five times the learning rate (`make demo-high`), too high for plain training, sliding \
+replacement over 3 snapshots {higher}.
+
+One seed each: hints, not results."""
+
+
+def section(described: dict[str, Any]) -> list[str]:
+    found: list[Found] = list(read_found(described))
+    return [f"### {described['name']}", "", table(found)]
+
+
+def costs(cpu: list[dict[str, Any]]) -> str:
+    """The lines of the benchmarks that a reader of the README asks for first."""
+    wanted = ("capture into a full window", "average into memory in use", "averaging / seconds training", "lawa --help")
+    found = [one for described in cpu for one in read_found(described)]
+    rows = [line for line in table(found).splitlines() if line.startswith("|")]
+    kept = [row for row in rows[2:] if any(text in row for text in wanted)]
+    return "\n".join(rows[:2] + kept)
+
+
+def signed(value: float, digits: int = 4) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def fill(path: Path, blocks: dict[str, str], check: bool) -> bool:
+    """Put each block between its marks; whether the document was right already, or is now."""
+    before = path.read_text(encoding="utf-8")
+
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- {match[1]} -->\n{blocks[match[1]]}\n<!-- /{match[1]} -->"
+
+    after = re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", block, before, flags=re.DOTALL)
+    if not check:
+        path.write_text(after, encoding="utf-8")
+        return True
+    return after == before
+
+
+if __name__ == "__main__":
+    sys.exit(main())
