@@ -89,8 +89,8 @@ def lead(demo: dict[str, Any], high: dict[str, Any]) -> str:
     higher = f"ends at {high_slide['final_loss']:.3f}, plain training at {high_plain['final_loss']:.3f}"
     return f"""\
 - **In the middle of training the averages are far ahead**: the mean of the last 5 snapshots is {gained}, {ahead}. \
-When the learning rate decays at the end, plain training catches up (gain {signed(window["gain"], 3)}): an average gives \
-at any update about what the decay gives once.
+When the learning rate decays at the end, plain training catches up (gain {signed(window["gain"], 3)}): an average \
+gives at any update about what the decay gives once.
 - **Replacing the weights slows training at an ordinary learning rate**: literal sliding replacement {slower}. The \
 average of the last M snapshots lies behind the latest weights, and going on from it repeats part of the way: with a \
 constant drift, progress falls to 2/(M + 1). Clearing the window after each replacement costs less.

@@ -30,8 +30,8 @@ from lawa.averaging.averages import Average, named_averages
 from lawa.averaging.collection import Collection
 from lawa.averaging.cost import Cost, cost_of
 from lawa.averaging.finite import finite_everywhere, first_non_finite
-from lawa.averaging.parameters import Layout, ModelTensors, Part, read, write
-from lawa.averaging.replacement import Replacement, make_replacement, toward
+from lawa.averaging.parameters import Layout, ModelTensors, Part, read, toward, write
+from lawa.averaging.replacement import Replacement, make_replacement
 from lawa.averaging.stores import make_store
 from lawa.cadence import whole
 from lawa.errors import LawaError, NonFiniteAverage
@@ -123,7 +123,10 @@ class WeightAverager:
         self.strict = strict
         self.replacement: Replacement | None = None
         if mode == "replace":
-            self.replacement = make_replacement(self.averages, optimizer, **replacing)
+            self.replacement = make_replacement(self.averages, **replacing)
+            policy = self.replacement.moments
+            if policy != "keep" and optimizer is None:
+                raise LawaError(f"moments={policy!r} needs the optimizer; pass it as the second argument")
         else:
             for setting, value in replacing.items():
                 if value is not None:
@@ -132,7 +135,7 @@ class WeightAverager:
         self._tensors = ModelTensors(model, buffers=buffers)
         entries = self._tensors.trained
         if self.replacement is not None and self.replacement.moments == "average":
-            assert optimizer is not None  # make_replacement refused it
+            assert optimizer is not None
             entries = entries + optimizer_state.moment_entries(self._tensors.parameters, optimizer)
         layout = Layout(entries)
         overlap = optimizer is not None and self._tensors.trained_by(optimizer)
@@ -351,7 +354,7 @@ class WeightAverager:
         if rule.strength != 1:
             parts = toward(parts, rule.strength)
         if rule.moments == "reset":  # before the weights: it may refuse the optimizer
-            assert self.optimizer is not None  # make_replacement refused it
+            assert self.optimizer is not None
             optimizer_state.reset(self._tensors.parameters, self.optimizer)
         self._write(parts)
 

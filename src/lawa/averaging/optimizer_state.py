@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lawa.averaging.parameters import Entry, local
 from lawa.errors import LawaError
 
-POLICIES = ("keep", "reset", "average")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KNOWN = {*_MOMENTS, "max_exp_avg_sq", "exp_inf", "momentum_buffer", "step"}
 
@@ -40,13 +39,6 @@ def refuse_masters(optimizer: torch.optim.Optimizer | None) -> None:
                 f"{type(optimizer).__name__} keeps fp32 masters of its own ({attribute}), which this version does not "
                 "average; use an optimizer that trains the parameters themselves (FSDP2 keeps them in fp32)"
             )
-
-
-def check_policy(policy: str, optimizer: torch.optim.Optimizer | None) -> None:
-    if policy not in POLICIES:
-        raise LawaError(f"moments={policy!r} must be one of {', '.join(POLICIES)}")
-    if policy != "keep" and optimizer is None:
-        raise LawaError(f"moments={policy!r} needs the optimizer; pass it as the second argument of WeightAverager")
 
 
 def moment_entries(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Entry]:

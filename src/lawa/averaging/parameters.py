@@ -159,6 +159,17 @@ def write(parts: Iterable[Part]) -> None:
         torch._foreach_copy_(group.current(), group.views(flat))
 
 
+@torch.no_grad()
+def toward(parts: Iterable[Part], alpha: float) -> list[Part]:
+    """θ + α(average − θ), in at least fp32, each operation rounded once."""
+    result: list[Part] = []
+    for group, average in parts:
+        theta = group.allocate(dtype=group.state_dtype)
+        read([(group, theta)])
+        result.append((group, (average.to(group.device) - theta).mul_(alpha).add_(theta)))
+    return result
+
+
 def named(parts: Iterable[Part]) -> dict[str, Tensor]:
     """{name: tensor} over the flat tensors' own memory; sharded as the model is where the model is sharded."""
     return {

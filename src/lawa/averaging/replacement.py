@@ -1,19 +1,16 @@
-"""How an average becomes the model's weights: which one, when, how far, and what Adam's moments do."""
+"""How an average becomes the model's weights: which one, when, how far, and what Adam's moments do. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
-from lawa.averaging import optimizer_state
 from lawa.averaging.averages import Average, Window
-from lawa.averaging.parameters import Part, read
 from lawa.cadence import ReplacementCadence
 from lawa.errors import LawaError
 
 AFTER_REPLACE = ("slide", "clear")
+MOMENTS = ("keep", "reset", "average")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,6 @@ class Replacement:
 
 def make_replacement(
     averages: Mapping[str, Average],
-    optimizer: torch.optim.Optimizer | None,
     *,
     replace_with: str | None,
     after_replace: str | None,
@@ -50,7 +46,8 @@ def make_replacement(
         raise LawaError(f"after_replace={after!r} must be 'slide' or 'clear'")
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
         raise LawaError(f"strength={alpha!r} must lie in (0, 1]; 1 replaces the weights by the average")
-    optimizer_state.check_policy(moments, optimizer)
+    if moments not in MOMENTS:
+        raise LawaError(f"moments={moments!r} must be one of {', '.join(MOMENTS)}")
     if replace_with is None and len(averages) > 1:
         raise LawaError(f"replace_with must name the average that replaces: one of {', '.join(averages)}")
     name = next(iter(averages)) if replace_with is None else replace_with
@@ -71,14 +68,3 @@ def make_replacement(
         clear=after == "clear",
     )
     return Replacement(name=name, cadence=cadence, strength=alpha, moments=moments)
-
-
-@torch.no_grad()
-def toward(parts: list[Part], alpha: float) -> list[Part]:
-    """θ + α(average − θ), in at least fp32, each operation rounded once."""
-    result: list[Part] = []
-    for group, average in parts:
-        theta = group.allocate(dtype=group.state_dtype)
-        read([(group, theta)])
-        result.append((group, (average.to(group.device) - theta).mul_(alpha).add_(theta)))
-    return result
