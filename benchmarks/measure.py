@@ -122,6 +122,11 @@ def interleave(
     return alternate(turns, rounds=rounds, warmup=warmup)
 
 
+# Seconds before a turn: torch's threads go on spinning for some milliseconds after their last operation, on the
+# cores that the next contender needs.
+_SETTLE = 0.02
+
+
 @dataclass
 class _Turn:
     """Calls its contender as often as the last turn's speed asks for; seconds a call."""
@@ -133,6 +138,7 @@ class _Turn:
 
     def __call__(self) -> float:
         self.wait()
+        time.sleep(_SETTLE)
         began = time.perf_counter()
         for _ in range(self.calls):
             self.call()

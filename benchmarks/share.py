@@ -28,7 +28,6 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from lawa.averaging.averages import Window
 from lawa.data.order import batch
 from lawa.pretrain.checkpoint import Position
 from lawa.pretrain.config import Config, load
@@ -186,9 +185,8 @@ def _config(arm: str | None, folder: Path, *, quick: bool) -> tuple[Config, int,
     full = load(ROOT / "configs" / "demo.yaml", arm=arm)
     averages = full.averaging.named.values()
     stretch = max(average.cadence.every for average in averages)  # every average has captured in each
-    replacing = full.averaging.named.get(full.averaging.replace_with or "")
-    filled = replacing.size if isinstance(replacing, Window) else 0
-    before = max(filled, 2)
+    filled = max(average.cadence.nth(average.needed) or 0 for average in averages)  # a run must have all its averages
+    before = max(-(-filled // stretch), 2)
     updates = (before + (2 if quick else STRETCHES)) * stretch
     data = overrides.get("data") or {"train": [str(_demo_corpus())]}
     store = folder / "store" if quick else ROOT / ".demo" / "store"

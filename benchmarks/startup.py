@@ -22,7 +22,7 @@ TARGET_SECONDS = 0.3
 
 def measure(quick: bool) -> list[Found]:
     script = Path(sysconfig.get_path("scripts")) / "lawa"
-    lawa = [str(script)] if script.is_file() else [sys.executable, "-m", "lawa.cli"]
+    lawa = [str(script)] if script.is_file() else [sys.executable, "-m", "lawa"]
     commands = {
         "import lawa": [sys.executable, "-c", "import lawa"],
         "lawa --help": [*lawa, "--help"],

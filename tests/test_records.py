@@ -1,9 +1,10 @@
 import json
+import subprocess
 
 import pytest
 
 from lawa.errors import LawaError
-from lawa.records import Records, provenance, read, write_json
+from lawa.records import Records, _commit, provenance, read, write_json
 
 
 def test_records_come_back_in_order(tmp_path):
@@ -52,3 +53,23 @@ def test_provenance_names_versions_and_machine():
     assert made["versions"]["torch"].count(".") >= 2
     assert made["versions"]["no-such-package"] == "not installed"
     assert made["machine"]["cores"] >= 1
+
+
+def test_the_commit_is_that_of_a_repository_which_tracks_the_file(tmp_path):
+    """A package installed below somebody's own repository does not have that one's commit."""
+
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    for name in ("ours.py", "installed.py"):
+        (tmp_path / name).touch()
+    git("init")
+    git("add", "ours.py")
+    git("commit", "-m", "first")
+    commit = _commit(tmp_path / "ours.py")
+    assert commit is not None
+    assert len(commit) == 40
+    assert _commit(tmp_path / "installed.py") is None
+    (tmp_path / "ours.py").write_text("changed")
+    assert _commit(tmp_path / "ours.py") == commit  # asked once a process

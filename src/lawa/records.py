@@ -10,6 +10,7 @@ Every line has `kind` and `update`. The kinds of a training run:
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -78,22 +79,24 @@ def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "versions": versions,
-        "commit": _commit(),
+        "commit": _commit(Path(__file__).resolve()),
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
     }
 
 
-def _commit() -> str | None:
-    """The commit of the checkout this package runs from; None when it is installed from elsewhere."""
-    here = Path(__file__).resolve().parent
+@functools.cache
+def _commit(file: Path) -> str | None:
+    """The commit of the checkout that `file` belongs to; None when its repository, if any, does not track it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -32,6 +33,9 @@ def test_only_the_latest_whole_folder_stays(checkpoints):
     thin(checkpoints, "training")
     having = [step for step, path in step_directories(checkpoints).items() if (path / "training" / "state").exists()]
     assert having == [30, 40]
+    (step_directory(checkpoints, 20) / ".training.partial").mkdir()  # a kill while it was being removed
+    thin(checkpoints, "training")
+    assert sorted(os.listdir(step_directory(checkpoints, 20))) == ["manifest.json", "weights"]
     shutil.rmtree(step_directory(checkpoints, 40))
     for path in step_directories(checkpoints).values():
         verify(path)

@@ -1,20 +1,24 @@
 """The command line: what it prints where, how it exits, and what it loads."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
+from safetensors import SafetensorError
 
-from lawa.cli import VERBS, main
+from lawa.cli import VERBS, main, train
 from lawa.pretrain.config import Config
+from lawa.pretrain.loop import Loop
 from lawa.pretrain.settings import walk
 from lawa.version import __version__
 
 
 def lawa(*arguments, **more):
-    return subprocess.run([sys.executable, "-m", "lawa.cli", *arguments], capture_output=True, text=True, **more)
+    return subprocess.run([sys.executable, "-m", "lawa", *arguments], capture_output=True, text=True, **more)
 
 
 def loaded_by(code):
@@ -39,6 +43,8 @@ def test_that_test_can_fail():
 def test_help_documents_every_verb_and_every_setting():
     assert all(verb in lawa("--help").stdout for verb in VERBS)
     shown = lawa("train", "--help").stdout
+    assert shown.startswith("usage: lawa train CONFIG.yaml --output RUN [options]\n       lawa train --resume RUN\n\n")
+    assert "--training.schedule constant|linear|cosine|wsd\n" in shown
     for path, field, _ in walk(Config):
         assert f"--{path} " in shown, path
         assert field.metadata["help"].split()[0] in shown
@@ -61,6 +67,12 @@ def test_version():
         (["train", "--resume", "run", "--training.lr", "3"], 2, "give nothing else with it"),
         (["train", "--resume", "nowhere"], 2, "nowhere is no run"),
         (["train", "c.yaml", "--output", "run"], 1, "nowhere does not exist"),
+        (["train", "c.yaml", "--output", "run", "--averaging.replace_every", "0"], 2, "averaging.replace_every=0"),
+        (
+            ["train", "c.yaml", "--output", "run", "--training.updates", "5"],
+            2,
+            "'lawa' (window 3, every 2, uniform) is",
+        ),
         (["report", "nowhere", "--output", "r"], 2, "nowhere"),
     ],
 )
@@ -73,6 +85,87 @@ def test_mistakes_get_one_sentence_and_a_code(tmp_path, settings, arguments, cod
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("data.train", "/data/my #1 corpus", ["/data/my #1 corpus"]),
+        ("data.train", "/a/b: c", ["/a/b: c"]),
+        ("data.train", "[a b, 2024_01]", ["a b", "2024_01"]),
+        ("data.validation", "null", None),
+        ("data.store", "2024_01", "2024_01"),
+        ("data.store", "null", None),
+        ("training.lr", "4e-3", "4e-3"),  # the setting's type makes it a number
+        ("training.micro_batch", "null", None),
+        ("model.overrides", "{n_layer: 2}", {"n_layer": 2}),
+        ("averaging.coefficients", "[0.5, 0.5]", [0.5, 0.5]),
+    ],
+)
+def test_a_flags_text_is_taken_as_it_is_where_text_is_wanted(path, text, value):
+    hints = {path: hint for path, _, hint in walk(Config)}
+    assert train._value(path, text, hints[path]) == value
+
+
+def raising(error):
+    def run(given):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(13, "Permission denied", "/data/run"), "/data/run: Permission denied; mend that"),
+        (OSError(28, "No space left on device"), "No space left on device; mend that"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
+            r"out of memory \(CUDA out of memory. Tried\); use",
+        ),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9"), "see whether the disk is full"),
+        (SafetensorError("I/O error: No space left"), "see whether the disk is full"),
+    ],
+)
+def test_the_worlds_faults_get_one_sentence_too(monkeypatch, capsys, error, sentence):
+    monkeypatch.setattr(train, "run", raising(error))
+    assert main(["train"]) == 1
+    shown = capsys.readouterr()
+    assert re.match(f"lawa train: .*{sentence}", shown.err)
+    assert shown.err.count("\n") == 1
+    with pytest.raises(type(error)):
+        main(["train", "--traceback"])
+    monkeypatch.setattr(train, "run", raising(RuntimeError("a mistake of ours")))
+    with pytest.raises(RuntimeError):
+        main(["train"])
+
+
+def test_an_unwritable_place(tmp_path, settings):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "file").touch()
+    done = lawa("train", "c.yaml", "--output", "file/run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "lawa train: file/run: Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("at", "way"), [(1, "it has no checkpoint yet; remove RUN and start anew"),
+                                         (5, "go on after update 4 with: lawa train --resume RUN")])  # fmt: skip
+def test_ctrl_c_says_how_to_go_on(tmp_path, settings, monkeypatch, capsys, at, way):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    step = Loop.step
+
+    def interrupted(self, t):
+        if t == at:
+            raise KeyboardInterrupt
+        return step(self, t)
+
+    monkeypatch.setattr(Loop, "step", interrupted)
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "c.yaml"), "--output", str(run)]) == 130
+    shown = capsys.readouterr()
+    assert shown.err.endswith(f"lawa train: interrupted; {way.replace('RUN', str(run))}\n")
+    assert shown.out == ""
 
 
 def test_traceback_when_asked(tmp_path):

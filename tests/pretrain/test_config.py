@@ -1,12 +1,16 @@
 """Impossible settings are refused before any work, with the setting's name and a way out."""
 
+from pathlib import Path
+
 import pytest
+import torch
 import yaml
 
 from lawa.averaging.averages import EMA, RunningMean, Window
 from lawa.errors import UsageError
-from lawa.pretrain.config import Config, load
+from lawa.pretrain.config import Config, load, read_yaml
 from lawa.pretrain.settings import build, merge
+from lawa.pretrain.setup import make_averager
 
 
 def config(settings, **sections):
@@ -46,7 +50,7 @@ def test_averages_by_name(settings):
         "c": {"ema": {"matches": "a"}},
         "d": {"running_mean": 900, "every": 10},
     }
-    assert build(Config, {**settings, "averaging": {"averages": averages}}).averaging.named == {
+    assert config({**settings, "averaging": {"averages": averages}}, training={"updates": 1000}).averaging.named == {
         "a": Window(5, every=20, coefficients="linear"),
         "b": EMA(0.98, every=10),
         "c": EMA.matched(Window(5, every=20)),
@@ -57,6 +61,10 @@ def test_averages_by_name(settings):
     short = build(Config, {**settings, "averaging": {"window": 4, "every": 5, "min_window": 2}})
     assert short.averaging.named == {"lawa": Window(4, every=5, min_window=2)}
     assert build(Config, {**settings, "averaging": {"mode": "none"}}).averaging.named == {}
+
+
+LAWA = {"mode": "replace", "replace_with": "lawa"}
+EMA_MOMENTS = {"mode": "replace", "replace_with": "ema", "replace_every": 2, "moments": "average"}
 
 
 @pytest.mark.parametrize(
@@ -80,9 +88,39 @@ def test_averages_by_name(settings):
         ("averaging", {"replace_with": "lwa"}, "averaging.replace_with='lwa' is none of lawa, ema"),
         ("averaging", {"averages": {"lawa": {"window": 3, "evry": 2}}}, r"averaging\.averages\.lawa: .*'evry'"),
         ("averaging", {"averages": {"x": {"every": 2}}}, "must have exactly one of window, ema, running_mean"),
-        ("averaging", {"averages": {"x": {"ema": 1.5}}}, r"averaging\.averages\.x: EMA beta=1.5"),
+        ("averaging", {"averages": {"x": {"ema": 1.5}}}, r"^averaging\.averages\.x: EMA beta=1.5"),
         ("averaging", {"averages": {"x": {"ema": {"matches": "ema"}}}}, "must name a window given before it"),
         ("averaging", {"averages": {"x": {"window": 3, "every": 2, "stop": 3}}}, "never fills"),
+        ("averaging", {"averages": {"plain": {"ema": 0.9}}}, "'plain' cannot name an average|'plain' and names"),
+        ("averaging", {"averages": {"replaced": {"ema": 0.9}}}, "'replaced' cannot name an average"),
+        ("averaging", {"placement": "disk"}, "averaging.placement='disk' must be one of device, host"),
+        ("averaging", {"moments": "mean"}, "averaging.moments='mean' must be one of keep, reset, average"),
+        ("averaging", {"after_replace": "drop"}, "averaging.after_replace='drop' must be one of slide, clear"),
+        ("averaging", {"strength": 0}, r"averaging.strength=0.0 must lie in \(0, 1\]"),
+        ("averaging", {"replace_every": 0}, "averaging.replace_every=0 must be at least 1"),
+        ("averaging", {"mode": "replace"}, "averaging: replace_with must name .* lawa, ema"),
+        ("averaging", {**LAWA, "replace_every": 3}, "averaging: replace_every=3 is not a multiple of every=2"),
+        ("averaging", {**LAWA, "replace_until": 5}, "averaging: replace_until=5 comes before the first .* at 6"),
+        (
+            "averaging",
+            {"mode": "replace", "replace_with": "ema"},
+            "'ema', a running average, needs replace_every",
+        ),
+        ("averaging", {**EMA_MOMENTS}, "averaging: moments='average' needs a window"),
+        (
+            "averaging",
+            {"averages": {"lawa": {"every": 5}}},
+            r"averages\.lawa: 'lawa' .* first ready at update 15, after",
+        ),
+        ("averaging", {**LAWA, "averages": {"lawa": {"every": 5}}}, "'lawa' .* first ready at update 15, after"),
+        ("averaging", {"averages": {"ema": {"start": 13}}}, "'ema' .* first ready at update 13"),
+        ("training", {"clip": -1}, "training.clip=-1.0 must be at least 0"),
+        ("training", {"schedule": "wsd", "decay": -1}, "training.decay=-1 must be at least 0"),
+        ("training", {"weight_decay": float("nan")}, "training.weight_decay=nan must be at least 0"),
+        ("training", {"beta1": 1}, r"training.beta1=1.0 must lie in \[0, 1\)"),
+        ("training", {"beta2": -0.1}, r"training.beta2=-0.1 must lie in \[0, 1\)"),
+        ("training", {"eps": 0}, "training.eps=0.0 must be above 0"),
+        ("data", {"seed": -1}, "data.seed=-1 must be at least 0"),
         ("evaluation", {"every": 0}, "evaluation.every=0 must be at least 1"),
         ("checkpoints", {"save_averages": "some"}, "checkpoints.save_averages='some'"),
     ],
@@ -90,3 +128,50 @@ def test_averages_by_name(settings):
 def test_impossible_settings(settings, section, values, sentence):
     with pytest.raises(UsageError, match=sentence):
         config(settings, **{section: values})
+
+
+def test_the_one_window_must_fill_within_the_run(settings):
+    with pytest.raises(UsageError, match=r"averaging: 'lawa' \(window 10, every 1000, .* first ready at update 10000"):
+        build(Config, {**settings, "averaging": {}})
+    assert build(Config, {**settings, "averaging": {"every": 12, "min_window": 1}}).averaging.named
+
+
+def test_every_replacement_that_is_accepted_is_one_that_the_averager_accepts(settings):
+    """The rules are written twice, here without torch: the averager has the last word."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for values in (LAWA, {**LAWA, "after_replace": "clear"}, {**LAWA, "replace_every": 4, "moments": "average"}):
+        assert make_averager(config(settings, averaging=values).averaging, model, optimizer) is not None
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_seeds_have_63_bits(settings, seed):
+    with pytest.raises(UsageError, match=f"seed={seed} must be at least 0 and below"):
+        build(Config, {**settings, "seed": seed})
+
+
+def test_what_has_no_effect_is_said(settings):
+    assert config(settings).without_effect() == []
+    idle = config(settings, training={"schedule": "constant", "min_lr": 1e-3}).without_effect()
+    assert idle == ["training.min_lr=0.001 has no effect with training.schedule='constant'"]
+
+
+def test_paths_are_written_absolute(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    data = {"train": ["a.txt"], "validation": ["b"], "tokenizer": "tokenizer", "store": "store"}
+    written = config(settings, data=data).to_dict()["data"]
+    here = {key: [f"{tmp_path}/{path}" for path in data[key]] for key in ("train", "validation")}
+    here |= {key: f"{tmp_path}/{data[key]}" for key in ("tokenizer", "store")}
+    assert {key: written[key] for key in here} == here
+    assert config(settings, data={"tokenizer": "gpt2"}).to_dict()["data"]["tokenizer"] == "gpt2"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_our_own_configurations_are_valid_in_every_arm(file):
+    for arm in (None, *read_yaml(file)["arms"]):
+        load(file, arm=arm)
+    with pytest.raises(UsageError, match="first ready at"):
+        load(file, overrides={"training": {"updates": 100, "warmup": 0, "decay": 0}})

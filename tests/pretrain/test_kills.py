@@ -31,7 +31,7 @@ def child(settings, directory):
     try:
         runs.resume(directory)
     except LawaError as error:
-        if "no checkpoint to go on from" not in str(error):
+        if "stopped before its first checkpoint" not in str(error):
             raise
         shutil.rmtree(directory)
         runs.start(build(Config, settings), directory)

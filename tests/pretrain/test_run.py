@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from lawa.checkpoints.publish import verify
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
+from lawa.pretrain.directory import alone
 from lawa.pretrain.loop import Loop
 from lawa.pretrain.settings import build, merge
 from twins import array, same_bits, uniform
@@ -176,6 +179,21 @@ class Killed(BaseException):
     pass
 
 
+def killed_in(monkeypatch, settings, run, *, at, **sections):
+    """Start a run and kill it in update `at`."""
+    step = Loop.step
+
+    def die(self, t):
+        if t == at:
+            raise Killed
+        return step(self, t)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "step", die)
+        with pytest.raises(Killed):
+            train(settings, run, **sections)
+
+
 @pytest.mark.parametrize("averaging", [{}, REPLACE["averaging"], {**REPLACE["averaging"], "moments": "average"}])
 @pytest.mark.parametrize("killed_at", [5, 6, 7, 12])
 def test_a_resumed_run_has_the_bits_of_one_never_interrupted(settings, tmp_path, monkeypatch, averaging, killed_at):
@@ -243,6 +261,50 @@ def test_the_table_says_what_it_will_cost(settings, tmp_path):
     assert "lawa: window 3, every 2, uniform → replaces the weights" in shown
     assert "12 updates of 64 tokens = 768" in shown
     assert "3 snapshots; 0 B on the device" in shown
+    # 6 checkpoints; the window is ready at 4 of them, the EMA at 6; the final model; Adam's moments and the averager's.
+    run = tmp_path / "run"
+    weights = sum(file.stat().st_size for file in run.rglob("*.safetensors"))
+    state = sum(file.stat().st_size for file in run.rglob("state.pt"))
+    assert "with 10 averages and the final model" in shown
+    said = float(re.search(r"disk\s*│\s*([\d.]+) MB", shown)[1]) * 1e6
+    assert said == pytest.approx(weights + state, rel=0.2)  # each file has a header, and here is small
+
+
+def test_the_table_counts_the_last_average_once(settings, tmp_path):
+    console = quiet()
+    train(settings, tmp_path / "run", console, checkpoints={"save_averages": "last"})
+    assert "with 2 averages and the final model" in console.file.getvalue()
+
+
+def test_what_has_no_effect_is_said(settings, tmp_path):
+    console = quiet()
+    train(settings, tmp_path / "run", console, training={"schedule": "constant", "min_lr": 1e-3, "updates": 6})
+    assert "warning: training.min_lr=0.001 has no effect" in console.file.getvalue()
+
+
+def test_published_models_use_their_cache(evaluated):
+    """Training does without; whoever generates with the model does not."""
+    assert json.loads((evaluated[0] / "final" / "config.json").read_text())["use_cache"] is True
+
+
+def test_seconds_add_up_to_the_time_that_training_took(settings, tmp_path, monkeypatch):
+    """On a clock of our own: what a GPU still has to do when another clock starts is training."""
+    now = 0.0
+
+    def wait(self):
+        nonlocal now
+        now += 1.0
+
+    monkeypatch.setattr(Loop, "wait", wait)
+    monkeypatch.setattr("lawa.pretrain.loop.time.perf_counter", lambda: now)
+    train(settings, tmp_path / "run", training={"updates": 6}, checkpoints={"every": 6, "save_averages": "none"})
+    # 6 captures, 2 evaluations of the plain weights and the EMA, 1 of the window, 1 checkpoint.
+    assert read(tmp_path / "run", "end")[0]["seconds"] == {
+        "training": 12.0,
+        "averaging": 6.0,
+        "evaluation": 5.0,
+        "checkpoints": 1.0,
+    }
 
 
 def test_a_diverged_run_stops_with_a_sentence(settings, tmp_path):
@@ -252,8 +314,12 @@ def test_a_diverged_run_stops_with_a_sentence(settings, tmp_path):
 
 def test_wrong_places(evaluated, settings, tmp_path):
     run, _ = evaluated
-    with pytest.raises(UsageError, match=r"exists already; go on with it \(lawa train --resume"):
+    with pytest.raises(UsageError, match="is finished; choose another --output"):
         train(settings, run)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="exists already and is no run"):
+        train(settings, tmp_path / "full")
     with pytest.raises(LawaError, match="is finished; its model is in"):
         runs.resume(run, console=quiet())
     with pytest.raises(UsageError, match="is no run"):
@@ -265,7 +331,89 @@ def test_wrong_places(evaluated, settings, tmp_path):
     with pytest.raises(UsageError, match="is no field of"):
         train(settings, tmp_path / "new", data={"store": None}, model={"overrides": {"hiden_size": 3}})
     assert (tmp_path / "new" / "store").exists()
-    train(settings, tmp_path / "new", data={"store": None}, training={"updates": 3})
+    train(settings, tmp_path / "new", data={"store": None}, training={"updates": 6})
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_to_be_removed_whoever_asks(settings, tmp_path, monkeypatch):
+    killed_in(monkeypatch, settings, tmp_path / "run", at=1)
+    for ask in (lambda: train(settings, tmp_path / "run"), lambda: runs.resume(tmp_path / "run", console=quiet())):
+        with pytest.raises(
+            UsageError, match="stopped before its first checkpoint; remove it and start anew, or choose"
+        ):
+            ask()
+
+
+def test_a_run_killed_later_is_to_be_gone_on_with(settings, tmp_path, monkeypatch):
+    killed_in(monkeypatch, settings, tmp_path / "run", at=3)
+    with pytest.raises(UsageError, match=r"exists already; go on with it \(lawa train --resume"):
+        train(settings, tmp_path / "run")
+
+
+def test_one_process_a_run(settings, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    with alone(tmp_path / "run"), pytest.raises(LawaError, match="is being trained by another process"):
+        train(settings, tmp_path / "run")
+    killed_in(monkeypatch, settings, tmp_path / "run", at=3)
+    with alone(tmp_path / "run"), pytest.raises(LawaError, match="is being trained by another process"):
+        runs.resume(tmp_path / "run", console=quiet())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="this version trains in one process"):
+        runs.resume(tmp_path / "run", console=quiet())
+    with pytest.raises(UsageError, match="this version trains in one process"):
+        train(settings, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_going_on_needs_the_store_and_not_the_text(settings, corpus, tmp_path, monkeypatch):
+    text = shutil.copytree(corpus, tmp_path / "text")
+    monkeypatch.chdir(tmp_path)
+    data = {"train": ["text"], "store": "store"}
+    killed_in(monkeypatch, settings, tmp_path / "run", at=3, data=data)
+    shutil.rmtree(text)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    runs.resume(tmp_path / "run", console=quiet())
+
+
+def test_other_tokens_than_the_run_began_with_are_refused(settings, tmp_path, monkeypatch):
+    killed_in(monkeypatch, settings, tmp_path / "run", at=3, data={"store": str(tmp_path / "store")})
+    shutil.rmtree(tmp_path / "store")
+    train(settings, tmp_path / "other", data={"store": str(tmp_path / "store"), "seed": 5})
+    with pytest.raises(LawaError, match="holds other tokens than the run began with"):
+        runs.resume(tmp_path / "run", console=quiet())
+
+
+def test_another_number_of_threads_is_recorded_and_said(settings, tmp_path, monkeypatch):
+    killed_in(monkeypatch, settings, tmp_path / "run", at=3)
+    console = quiet()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    runs.resume(tmp_path / "run", console=console)
+    assert "warning: the run began on 1 threads and goes on on 7" in console.file.getvalue()
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (described["threads"], described["resumed"][0]["threads"]) == (1, 7)
+
+
+def test_a_checkpoint_may_come_before_an_averages_first_capture(settings, tmp_path):
+    averages = {"lawa": {"window": 1, "every": 4, "min_window": None}, "ema": {"start": 5}}
+    train(settings, tmp_path / "run", averaging={"averages": averages})
+    assert list(step_directories(tmp_path / "run" / "averages" / "lawa")) == [4, 6, 8, 10, 12]
+    assert list(step_directories(tmp_path / "run" / "averages" / "ema")) == [6, 8, 10, 12]
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_anything_is_saved(settings, tmp_path, monkeypatch):
+    """The loss of the same update is still finite: it is that of the weights before."""
+    step = Loop.step
+
+    def broken(self, t):
+        lr, norm = step(self, t)
+        return lr, norm * math.nan if t == 4 else norm
+
+    monkeypatch.setattr(Loop, "step", broken)
+    with pytest.raises(LawaError, match="the gradient norm is nan at update 4; earlier checkpoints are whole"):
+        train(settings, tmp_path / "run")
+    checkpoints = step_directories(tmp_path / "run" / "checkpoints")
+    assert list(checkpoints) == [2]
+    assert (checkpoints[2] / "training").exists()
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(evaluated, tmp_path):
@@ -303,6 +451,7 @@ def test_other_architectures(settings, tmp_path, model):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
     tied = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     assert tied == (model["architecture"] == "gpt2")
+    assert loaded.config.use_cache
 
 
 def test_bf16_arithmetic_keeps_fp32_weights(settings, tmp_path):

@@ -58,11 +58,12 @@ def mean_into(a: Tensor, snapshots: Sequence[Tensor], coefficients: Sequence[flo
     assert library is not None
     k, n = len(snapshots), a.numel()
     rounded = None if coefficients is None else (ctypes.c_float * k)(*coefficients)
+    scale = 1 / k if coefficients is None else 1.0
     bf16 = snapshots[0].dtype == torch.bfloat16
 
     def part(start: int, stop: int) -> None:
         pointers = (ctypes.c_void_p * k)(*(theta.data_ptr() + start * theta.element_size() for theta in snapshots))
-        library.lawa_mean(a.data_ptr() + 4 * start, pointers, rounded, k, 1 / k, stop - start, bf16)
+        library.lawa_mean(a.data_ptr() + 4 * start, pointers, rounded, k, scale, stop - start, bf16)
 
     count = max(1, min(torch.get_num_threads(), n // _PER_THREAD))
     edges = [n * i // count // 16 * 16 for i in range(count)] + [n]  # threads share no cache line

@@ -54,7 +54,7 @@ def average_into(
     if compiled and in_place:
         kernels.mean_into(out, snapshots, coefficients)
         return
-    block = block or block_size(device)
+    block = block or block_size(device) * (4 if compiled else 1)  # its threads start anew for each block
     size = min(block, out.numel())
     own = None if in_place else torch.empty(size, dtype=dtype, device=device)
     scratch = torch.empty(0 if compiled else size, dtype=dtype, device=device)

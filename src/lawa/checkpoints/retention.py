@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lawa.checkpoints.find import step_directories
-from lawa.checkpoints.publish import is_published, remove
+from lawa.checkpoints.publish import is_published, remove, sweep
 
 
 def keep_latest(parent: Path, count: int) -> None:
@@ -15,7 +15,9 @@ def keep_latest(parent: Path, count: int) -> None:
 
 
 def thin(parent: Path, folder: str) -> None:
-    """Remove `folder` from every checkpoint in `parent` but the latest that has it whole."""
+    """Remove `folder` from every checkpoint in `parent` but the latest that has it whole, and a kill's leftovers."""
+    for path in step_directories(parent).values():
+        sweep(path)
     having = [path / folder for path in step_directories(parent).values() if is_published(path / folder)]
     for path in having[:-1]:
         remove(path)

@@ -50,3 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has gone, as in `lawa report … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        sentence = _outside(error)
+        if given.traceback or sentence is None:
+            raise
+        print(f"lawa {given.verb}: {sentence}", file=sys.stderr)
+        return 1
+
+
+def _outside(error: Exception) -> str | None:
+    """A sentence for what is neither the user's mistake nor ours: the disk, permissions, memory. Else None."""
+    kind, first = type(error).__name__, str(error).partition("\n")[0]
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or first}; mend that and try again"
+    # Named and not caught by class: torch and safetensors are not imported for their errors.
+    if kind == "SafetensorError" or (kind == "RuntimeError" and "inline_container" in first):  # torch.save's file
+        return f"writing or reading weights failed ({first}); see whether the disk is full"
+    if kind in ("OutOfMemoryError", "MemoryError") or "DefaultCPUAllocator: can't allocate" in first:
+        return f"out of memory ({first}); use a smaller training.micro_batch, or averaging.placement=host on a GPU"
+    return None

@@ -16,7 +16,7 @@ def token_loss(model: nn.Module, sequences: Tensor) -> Tensor:
 
     sequences  int64 [batch, context + 1]; inputs are all but the last token, targets all but the first
     """
-    logits = model(input_ids=sequences[:, :-1]).logits
+    logits = model(input_ids=sequences[:, :-1], use_cache=False).logits
     return functional.cross_entropy(logits.flatten(0, 1).float(), sequences[:, 1:].flatten())
 
 

@@ -15,18 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from lawa.checkpoints.find import step_directories, step_directory
-from lawa.checkpoints.publish import is_published, publish, remove, verify, write_manifest
+from lawa.checkpoints.publish import publish, remove, verify, write_manifest
 from lawa.checkpoints.retention import keep_latest, thin
-from lawa.errors import LawaError
-from lawa.pretrain.directory import FINAL
+from lawa.pretrain.directory import CHECKPOINTS, FINAL, TRAINING
 from lawa.pretrain.setup import Setup
 from lawa.records import Records, write_json
 from lawa.records import provenance as general_provenance
-
-TRAINING = "training"
 
 
 @dataclass(kw_only=True)
@@ -47,7 +43,7 @@ class Position:
 
 def save(run: Path, setup: Setup, records: Records, position: Position) -> Path:
     """Publish the checkpoint of θ_t, then let go of what no longer is needed."""
-    checkpoints, update = run / "checkpoints", position.update
+    checkpoints, update = run / CHECKPOINTS, position.update
     directory = step_directory(checkpoints, update)
     with publish(directory) as partial:
         _write_model(partial, setup)
@@ -82,9 +78,9 @@ def save_average(run: Path, setup: Setup, name: str, position: Position) -> Path
 def retain(run: Path, setup: Setup) -> None:
     """Let go of what the configuration does not keep. Applied again on resume, for a kill may fall inside it."""
     wanted = setup.config.checkpoints
-    thin(run / "checkpoints", TRAINING)
+    thin(run / CHECKPOINTS, TRAINING)
     if wanted.keep is not None:
-        keep_latest(run / "checkpoints", wanted.keep)
+        keep_latest(run / CHECKPOINTS, wanted.keep)
     if wanted.save_averages == "last":
         for averages in (run / "averages").glob("*"):
             keep_latest(averages, 1)
@@ -95,14 +91,6 @@ def save_final(run: Path, setup: Setup) -> Path:
     with publish(run / FINAL) as partial:
         _write_model(partial, setup)
     return run / FINAL
-
-
-def latest(run: Path) -> tuple[int, Path]:
-    """(update, directory) of the latest checkpoint that training can go on from."""
-    for update, path in reversed(step_directories(run / "checkpoints").items()):
-        if is_published(path / TRAINING):
-            return update, path
-    raise LawaError(f"{run} has no checkpoint to go on from yet; start it anew in another directory")
 
 
 def load(run: Path, directory: Path, setup: Setup, records: Records) -> Position:
@@ -146,7 +134,6 @@ def _state(setup: Setup, records: Records, position: Position) -> dict[str, Any]
 
 
 def _write_model(directory: Path, setup: Setup) -> None:
-    transformers_logging.disable_progress_bar()
     setup.model.save_pretrained(directory)
     for file in setup.store.tokenizer_path.iterdir():
         shutil.copy(file, directory / file.name)

@@ -7,29 +7,35 @@ A configuration file is YAML with these sections. It may also have `arms`: named
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lawa.averaging.averages import EMA, Average, RunningMean, Window
-from lawa.errors import LawaError, UsageError, require
+from lawa.errors import UsageError, require
+from lawa.pretrain.averaging import AveragingConfig
 from lawa.pretrain.presets import ARCHITECTURES, PRESETS
 from lawa.pretrain.schedules import SCHEDULES
-from lawa.pretrain.settings import build, merge, required, setting
+from lawa.pretrain.settings import build, check_at_least, check_choices, merge, required, setting
+
+SAVED = ("last", "all", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which of transformers' classes is trained from scratch, and its size."""
 
-    preset: str | None = setting(None, f"a known size: {', '.join(PRESETS)}")
-    architecture: str | None = setting(None, f"without a preset, one of {', '.join(ARCHITECTURES)}")
-    overrides: dict[str, Any] = setting({}, "fields of the transformers configuration, laid over the preset")
+    preset: str | None = setting(None, f"a known size: {', '.join(PRESETS)}", choices=tuple(PRESETS))
+    architecture: str | None = setting(
+        None,
+        "in place of a preset; the sizes come from model.overrides, and transformers' defaults are large",
+        choices=ARCHITECTURES,
+    )
+    overrides: dict[str, Any] = setting({}, "fields of the transformers configuration, laid over the rest")
 
     def __post_init__(self) -> None:
-        _one_of("model.preset", self.preset, (*PRESETS, None))
-        _one_of("model.architecture", self.architecture, (*ARCHITECTURES, None))
+        check_choices(self, "model")
         if (self.preset is None) == (self.architecture is None):
             raise UsageError("set model.preset or model.architecture, and only one of them")
 
@@ -38,7 +44,10 @@ class ModelConfig:
 class DataConfig:
     """The text, its tokenizer, and the sequences made of it."""
 
-    train: list[str] = required("text files or folders of .txt files; one file is one document")
+    train: list[str] = required(
+        "text files or folders of .txt files; one file is one document, and there must be two or more of them unless "
+        "data.validation is given"
+    )
     validation: list[str] | None = setting(None, "text held out; without it, validation_fraction of the documents is")
     validation_fraction: float = setting(0.05, "the share of the text, by whole documents, that is held out")
     tokenizer: str | None = setting(None, "a tokenizer.json, a folder or a hub name; without it, one is trained")
@@ -50,10 +59,26 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise UsageError("data.train is empty; name text files or folders")
-        _at_least("data.context", self.context, 1)
-        _at_least("data.vocab_size", self.vocab_size, 257)
+        check_at_least(self, "data", 1, "context")
+        check_at_least(self, "data", 257, "vocab_size")
+        _check_seed("data.seed", self.seed)
         if not 0 < self.validation_fraction < 1:
             raise UsageError(f"data.validation_fraction={self.validation_fraction} must lie between 0 and 1")
+
+    def absolute(self) -> DataConfig:
+        """The same with absolute paths, which mean the same wherever a run is gone on with."""
+
+        def absolutes(paths: list[str]) -> list[str]:
+            return [str(Path(path).absolute()) for path in paths]
+
+        local = self.tokenizer is not None and Path(self.tokenizer).exists()  # and not a name on the hub
+        return dataclasses.replace(
+            self,
+            train=absolutes(self.train),
+            validation=absolutes(self.validation) if self.validation else self.validation,
+            tokenizer=str(Path(self.tokenizer).absolute()) if self.tokenizer and local else self.tokenizer,
+            store=str(Path(self.store).absolute()) if self.store else self.store,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +90,7 @@ class TrainingConfig:
     micro_batch: int | None = setting(None, "sequences a forward; default: batch. It changes memory, not the batches")
     lr: float = required("the peak learning rate")
     min_lr: float = setting(0.0, "the learning rate at the end of a decaying schedule")
-    schedule: str = setting("cosine", f"after warm-up: {', '.join(SCHEDULES)}")
+    schedule: str = setting("cosine", "of the learning rate after warm-up", choices=SCHEDULES)
     warmup: int = setting(0, "updates over which the learning rate rises linearly to its peak")
     decay: int | None = setting(None, "wsd only: updates of the final decay; default: a fifth of the run")
     weight_decay: float = setting(0.1, "decoupled, on matrices and embeddings; never on norms and biases")
@@ -73,19 +98,20 @@ class TrainingConfig:
     beta2: float = setting(0.95, "AdamW's")
     eps: float = setting(1e-8, "AdamW's")
     clip: float = setting(1.0, "the largest gradient norm; 0 never clips")
-    precision: str = setting("fp32", "fp32, or bf16: bf16 arithmetic under autocast on fp32 weights")
-    device: str = setting("auto", "auto (a GPU if there is one), cpu or cuda")
+    precision: str = setting("fp32", "bf16: bf16 arithmetic under autocast on fp32 weights", choices=("fp32", "bf16"))
+    device: str = setting("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
     log_every: int = setting(10, "updates between two lines of training loss")
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch", "log_every"):
-            _at_least(f"training.{name}", getattr(self, name), 1)
-        _at_least("training.warmup", self.warmup, 0)
-        _one_of("training.schedule", self.schedule, SCHEDULES)
-        _one_of("training.precision", self.precision, ("fp32", "bf16"))
-        _one_of("training.device", self.device, ("auto", "cpu", "cuda"))
-        if not self.lr > 0:
-            raise UsageError(f"training.lr={self.lr} must be above 0")
+        check_choices(self, "training")
+        check_at_least(self, "training", 1, "updates", "batch", "log_every")
+        check_at_least(self, "training", 0, "warmup", "decay", "weight_decay", "clip")
+        for name in ("lr", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"training.{name}={getattr(self, name)} must be above 0, and finite")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"training.{name}={getattr(self, name)} must lie in [0, 1)")
         if not 0 <= self.min_lr <= self.lr:
             raise UsageError(f"training.min_lr={self.min_lr} must lie between 0 and training.lr={self.lr}")
         if self.warmup >= self.updates:
@@ -105,68 +131,6 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AveragingConfig:
-    """The averages, and whether one of them replaces the weights; as lawa.WeightAverager takes them."""
-
-    mode: str = setting("evaluate", "none; evaluate: training never sees the averages; replace: it goes on from one")
-    every: int | None = setting(None, "updates between captures of the window 'lawa' (default 1000)")
-    window: int | None = setting(None, "how many snapshots the window 'lawa' covers (default 10)")
-    start: int | None = setting(None, "the first update at which it captures (default 1)")
-    stop: int | None = setting(None, "the last update at which it captures")
-    coefficients: Any = setting(None, "uniform, linear, one_minus_sqrt, {ema: B}, {decay: W} or a list, oldest first")
-    min_window: int | None = setting(None, "snapshots from which on it counts as ready (default: all)")
-    averages: dict[str, Any] = setting(
-        {},
-        "in place of the one window, several averages by name: {window: K, every: N, …}, {ema: BETA, …}, "
-        "{ema: {matches: NAME}, …}, {running_mean: START, …}; an arm drops one with null",
-    )
-    replace_with: str | None = setting(None, "the average that replaces; default: the only one")
-    after_replace: str | None = setting(None, "slide (default): the window keeps its snapshots; clear: starts anew")
-    replace_every: int | None = setting(None, "updates between replacements (default: every capture)")
-    replace_until: int | None = setting(None, "the last update for a replacement")
-    strength: float | None = setting(None, "α in (0, 1]: θ ← θ + α(average − θ) (default 1)")
-    moments: str | None = setting(None, "Adam's on a replacement: keep (default), reset, average")
-    placement: str = setting("device", "of snapshots: device, or host (pinned memory)")
-    accumulate: str = setting("float32", "dtype of the sum: float32 or float64")
-    strict: bool = setting(False, "stop on a non-finite average instead of skipping its replacement")
-
-    def __post_init__(self) -> None:
-        _one_of("averaging.mode", self.mode, ("none", "evaluate", "replace"))
-        _one_of("averaging.accumulate", self.accumulate, ("float32", "float64"))
-        if self.averages and self.short:
-            raise UsageError(
-                f"averaging.{next(iter(self.short))} describes the one window 'lawa', but averaging.averages names "
-                "its own; set it there"
-            )
-        try:
-            named = self.named  # raises where they are impossible
-        except LawaError as impossible:
-            raise UsageError(f"averaging: {impossible}") from None
-        if self.replace_with is not None and self.replace_with not in named:
-            raise UsageError(f"averaging.replace_with={self.replace_with!r} is none of {', '.join(named)}")
-
-    @property
-    def short(self) -> dict[str, Any]:
-        """The settings of the one window, as far as they are given."""
-        names = ("every", "window", "start", "stop", "coefficients", "min_window")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    @property
-    def named(self) -> dict[str, Average]:
-        """{name: average}; empty with mode none."""
-        if self.mode == "none":
-            return {}
-        if not self.averages:
-            settings = dict(self.short)
-            return {"lawa": Window(settings.pop("window", 10), **settings)}
-        result: dict[str, Average] = {}
-        for name, spec in self.averages.items():
-            if spec is not None:  # an arm drops one of the base's averages by naming it with nothing
-                result[name] = _average(name, spec, result)
-        return result
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """When and on how much of the held-out text."""
 
@@ -175,8 +139,7 @@ class EvaluationConfig:
     batch: int = setting(32, "sequences a forward")
 
     def __post_init__(self) -> None:
-        for name in ("every", "sequences", "batch"):
-            _at_least(f"evaluation.{name}", getattr(self, name), 1)
+        check_at_least(self, "evaluation", 1, "every", "sequences", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +148,13 @@ class CheckpointsConfig:
 
     every: int = setting(1000, "updates between checkpoints")
     keep: int | None = setting(None, "how many checkpoints are kept, the latest; default: all")
-    save_averages: str = setting("last", "averaged weights beside each checkpoint: last, all or none")
+    save_averages: str = setting(
+        "last", "averaged weights beside a checkpoint: the last ones are kept, or all", choices=SAVED
+    )
 
     def __post_init__(self) -> None:
-        _at_least("checkpoints.every", self.every, 1)
-        if self.keep is not None:
-            _at_least("checkpoints.keep", self.keep, 1)
-        _one_of("checkpoints.save_averages", self.save_averages, ("last", "all", "none"))
+        check_choices(self, "checkpoints")
+        check_at_least(self, "checkpoints", 1, "every", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +169,24 @@ class Config:
     checkpoints: CheckpointsConfig
     seed: int = setting(0, "of the initial weights and the order of the data")
 
+    def __post_init__(self) -> None:
+        _check_seed("seed", self.seed)
+        self.averaging.check_reached(self.training.updates)
+
+    def without_effect(self) -> list[str]:
+        """A sentence for every setting that changes nothing in this run."""
+        training = self.training
+        if training.min_lr and training.schedule == "constant":
+            return [f"training.min_lr={training.min_lr} has no effect with training.schedule='constant'"]
+        return []
+
     @property
     def tokens_per_update(self) -> int:
         return self.training.batch * self.data.context
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mappings, as they are written to RUN/config.yaml."""
-        return dataclasses.asdict(self)
+        """Plain mappings, as they are written to RUN/config.yaml: with absolute paths."""
+        return dataclasses.asdict(dataclasses.replace(self, data=self.data.absolute()))
 
 
 def load(path: str | Path, *, arm: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -239,37 +213,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _average(name: str, spec: Any, before: Mapping[str, Average]) -> Average:
-    """One entry of averaging.averages; the key that names the kind carries its main setting."""
-    kinds = ("window", "ema", "running_mean")
-    if not isinstance(spec, Mapping) or len([kind for kind in kinds if kind in spec]) != 1:
-        raise UsageError(f"averaging.averages.{name}={spec!r} must have exactly one of {', '.join(kinds)}")
-    settings = dict(spec)
-    try:
-        if "window" in settings:
-            return Window(settings.pop("window"), **settings)
-        if "running_mean" in settings:
-            return RunningMean(start=settings.pop("running_mean"), **settings)
-        beta = settings.pop("ema")
-        if not isinstance(beta, Mapping):
-            return EMA(float(beta) if isinstance(beta, str) else beta, **settings)
-        window = before.get(beta.get("matches", ""))
-        if not isinstance(window, Window) or len(beta) != 1:
-            raise UsageError(f"averaging.averages.{name}: matches must name a window given before it")
-        return EMA.matched(window, **settings)
-    except TypeError as unknown:
-        raise UsageError(f"averaging.averages.{name}: {str(unknown).partition(') ')[2] or unknown}") from None
-    except UsageError:
-        raise
-    except ValueError as impossible:
-        raise UsageError(f"averaging.averages.{name}: {impossible}") from None
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name}={value!r} must be one of {', '.join(str(one) for one in allowed if one is not None)}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"{name}={value} must be at least {least}")
+def _check_seed(path: str, seed: int) -> None:
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(f"{path}={seed} must be at least 0 and below 2^63")

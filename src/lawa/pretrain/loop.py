@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -56,7 +56,8 @@ class Loop:
             saving = t % self.config.checkpoints.every == 0 or t == last
             lr, norm = self.step(t)
             if self.averager is not None:
-                with self.clock("averaging"):
+                due = any(average.cadence.due(t) for average in self.averager.averages.values())
+                with self.clock("averaging") if due else nullcontext():
                     self.averager.capture(t)
             if t % self.config.training.log_every == 0 or saving:
                 self.log(lr, norm)
@@ -100,17 +101,22 @@ class Loop:
         return lr, norm
 
     def log(self, lr: float, norm: torch.Tensor) -> None:
-        """Write the mean training loss since the last line; a loss that is not finite ends the run here."""
-        loss = float(self._loss_sum) / self._loss_count
-        self._loss_sum.zero_()
-        self._loss_count = 0
-        self.write("train", loss=loss, lr=lr, grad_norm=float(norm))
+        """Write the mean training loss since the last line; where it or the gradient is not finite the run ends.
+
+        Logged before anything is saved: a gradient that is not finite has made weights that are not.
+        """
+        with self.clock("training"):
+            loss, grad_norm = float(self._loss_sum) / self._loss_count, float(norm)
+            self._loss_sum.zero_()
+            self._loss_count = 0
+            self.write("train", loss=loss, lr=lr, grad_norm=grad_norm)
         self.progress.trained(self.position.update, loss)
-        if not math.isfinite(loss):
-            raise LawaError(
-                f"{self.run}: the training loss is {loss} at update {self.position.update}; earlier checkpoints are "
-                "whole. Lower training.lr or lengthen training.warmup, and start anew"
-            )
+        for what, value in (("training loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                raise LawaError(
+                    f"{self.run}: the {what} is {value} at update {self.position.update}; earlier checkpoints are "
+                    "whole. Lower training.lr or lengthen training.warmup, and start anew"
+                )
 
     def look(self, *, evaluating: bool, saving: bool) -> None:
         """Evaluate the plain weights and each ready average, and publish the averages; each is put in place once."""
@@ -119,8 +125,10 @@ class Loop:
             losses["plain"] = self.loss()
         for name in averager.averages if averager else ():
             assert averager is not None
+            if not averager.ready(name):
+                continue
             publishing = saving and self.config.checkpoints.save_averages != "none" and averager.is_finite(name)
-            if not averager.ready(name) or not (evaluating or publishing):
+            if not (evaluating or publishing):
                 continue
             with averager.averaged(name):
                 if evaluating:
@@ -163,10 +171,22 @@ class Loop:
 
     @contextmanager
     def clock(self, what: str) -> Iterator[None]:
-        """Add the block's seconds to what they were spent on."""
-        began = time.perf_counter()
+        """Add the block's seconds to what they were spent on; what a GPU still had to train, to training."""
+        seconds, began = self.position.seconds, time.perf_counter()
+        if what != "training":
+            self.wait()
+            entered = time.perf_counter()
+            seconds["training"] += entered - began
+            began = entered
         yield
-        self.position.seconds[what] += time.perf_counter() - began
+        if what != "training":
+            self.wait()
+        seconds[what] += time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Until a GPU has done what it was given; of its streams this one alone, so copies to the host go on."""
+        if self.setup.device.type == "cuda":
+            torch.cuda.current_stream(self.setup.device).synchronize()
 
 
 def _counts(averager: WeightAverager | None, losses: dict[str, float]) -> dict[str, int]:

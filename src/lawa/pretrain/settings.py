@@ -8,24 +8,42 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lawa.errors import UsageError
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field with its default and the sentence that --help shows."""
+def setting(default: Any, help: str, *, choices: Sequence[str] | None = None) -> Any:
+    """A field with its default, the sentence that --help shows, and the only values it may have."""
+    metadata = {"help": help, "choices": choices}
     if isinstance(default, (dict, list)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def required(help: str) -> Any:
     """A field that the user must give."""
-    return dataclasses.field(metadata={"help": help})
+    return dataclasses.field(metadata={"help": help, "choices": None})
+
+
+def check_choices(section: Any, path: str) -> None:
+    """Raise for a field of `section` that has none of its choices; one that may be left out may be None."""
+    for field in dataclasses.fields(section):
+        value, choices = getattr(section, field.name), field.metadata["choices"]
+        if choices and value not in choices and not (value is None and field.default is None):
+            raise UsageError(f"{path}.{field.name}={value!r} must be one of {', '.join(choices)}")
+
+
+def check_at_least(section: Any, path: str, least: int, *names: str) -> None:
+    """Raise for a field of `section` below `least`, or not a finite number; None was not given."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not least <= value < math.inf:
+            raise UsageError(f"{path}.{name}={value} must be at least {least}")
 
 
 def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from lawa.averaging.averager import WeightAverager
 from lawa.data import store as token_store
@@ -49,11 +50,20 @@ class Setup:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def prepare(config: Config, run: Path, *, progress: Progress | None = None) -> Setup:
-    """Build everything from scratch; the same configuration gives the same initial weights and batches."""
+def store_path(config: Config, run: Path) -> Path:
+    return Path(config.data.store) if config.data.store else run / STORE
+
+
+def prepare(config: Config, run: Path, *, store: TokenStore | None = None, progress: Progress | None = None) -> Setup:
+    """Build everything from scratch; the same configuration gives the same initial weights and batches.
+
+    store     the tokens; default: made of the text, or opened after comparing it
+    progress  told while text is tokenized
+    """
+    transformers_logging.disable_progress_bar()  # of loading and saving: ours is the one to be seen
     device = _device(config.training.device)
-    store = token_store.build_or_open(
-        Path(config.data.store) if config.data.store else run / STORE,
+    store = store or token_store.build_or_open(
+        store_path(config, run),
         sources=config.data.train,
         validation=config.data.validation,
         validation_fraction=None if config.data.validation else config.data.validation_fraction,
@@ -94,7 +104,6 @@ def model_config(config: Config, store: TokenStore) -> Any:
         names.get("max_position_embeddings", "max_position_embeddings"): config.data.context,
         "bos_token_id": store.end_of_text,
         "eos_token_id": store.end_of_text,
-        "use_cache": False,
     }
     for name, value in config.model.overrides.items():
         own = names.get(name, name)

@@ -1,4 +1,4 @@
-"""python -m lawa.cli"""
+"""python -m lawa"""
 
 import sys
 
