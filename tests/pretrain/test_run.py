@@ -265,7 +265,7 @@ def test_the_table_says_what_it_will_cost(settings, tmp_path):
     run = tmp_path / "run"
     weights = sum(file.stat().st_size for file in run.rglob("*.safetensors"))
     state = sum(file.stat().st_size for file in run.rglob("state.pt"))
-    assert "with 10 averages and the final model" in shown
+    assert "with 10 saved averages and the final model" in shown
     said = float(re.search(r"disk\s*│\s*([\d.]+) MB", shown)[1]) * 1e6
     assert said == pytest.approx(weights + state, rel=0.2)  # each file has a header, and here is small
 
@@ -273,7 +273,7 @@ def test_the_table_says_what_it_will_cost(settings, tmp_path):
 def test_the_table_counts_the_last_average_once(settings, tmp_path):
     console = quiet()
     train(settings, tmp_path / "run", console, checkpoints={"save_averages": "last"})
-    assert "with 2 averages and the final model" in console.file.getvalue()
+    assert "with 2 saved averages and the final model" in console.file.getvalue()
 
 
 def test_what_has_no_effect_is_said(settings, tmp_path):

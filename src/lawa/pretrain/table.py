@@ -66,8 +66,8 @@ def _disk(setup: Setup, saved: int) -> Iterator[tuple[str, str]]:
             first = average.cadence.nth(average.needed) or last
             ready = sum(update >= first for update in saves)
             copies += ready if config.checkpoints.save_averages == "all" else min(ready, 1)
+    averages = f"{copies} saved average{'' if copies == 1 else 's'} and the final model"
     yield (
         "disk",
-        f"{readable((kept + copies + 1) * weights + state)} with {copies} averages and the final model "
-        f"of {readable(weights)} each",
+        f"{readable((kept + copies + 1) * weights + state)} with {averages} of {readable(weights)} each",
     )
