@@ -28,7 +28,7 @@ if has_torch "$PYTHON" && "$PYTHON" -m venv --clear --system-site-packages "$VEN
 else
     "$PYTHON" -m venv --clear "$VENV"
     cp constraints.txt "$VENV/constraints.txt"
-    echo "installing torch $pinned: about 0.2 GB as a CPU build, 3 GB or more with CUDA."
+    echo "installing torch $pinned: a CPU build takes about 0.8 GB on disk, one with CUDA several GB."
     echo "On Linux the default index has the CUDA build; for the CPU build stop here and run"
     echo "    make TORCH_INDEX=https://download.pytorch.org/whl/cpu ..."
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
