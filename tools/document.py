@@ -85,17 +85,19 @@ def lead(demo: dict[str, Any], high: dict[str, Any]) -> str:
 
     window, plain, slide = (of(demo, label) for label in ("lawa-5", "plain", "slide"))
     high_plain, high_slide = of(high, "plain"), of(high, "slide-3")
-    gained = f"{window['largest_gain']:.3f} nats below the plain weights at update {window['largest_gain_update']}"
-    ahead = f"to which training takes up to {window['most_ahead']:.0f} of its {plain['final_update']} updates more"
+    gained = (
+        f"up to {window['largest_gain']:.3f} nats below the plain weights (at update {window['largest_gain_update']})"
+    )
+    ahead = f"up to {window['most_ahead']:.0f} of {plain['final_update']} updates (at {window['most_ahead_update']})"
     slower = f"ends at {slide['final_loss']:.3f} against {plain['final_loss']:.3f}"
     higher = f"ends at {high_slide['final_loss']:.3f}, plain training at {high_plain['final_loss']:.3f}"
     over_five = of(high, "slide")
     longer = f"is up to {over_five['largest_gain']:.3f} ahead in the middle, and ends at {over_five['final_loss']:.3f}"
     return f"""\
-- **In the middle of training the averages are far ahead**: the mean of the last 5 snapshots is {gained}, a \
-loss {ahead}. \
-When the learning rate decays at the end, plain training catches up (gain {signed(window["gain"], 3)}): an average \
-gives at any update about what the decay gives once.
+- **In the middle of training the averages are far ahead**: the mean of the last 5 snapshots is {gained}, \
+and reaches the same loss earlier by {ahead}. \
+When the learning rate decays at the end, plain training catches up (gain {signed(window["gain"], 3)}): part \
+of a gain in the middle is what the decay brings later anyway.
 - **Replacing the weights slows training at an ordinary learning rate**: literal sliding replacement {slower}. The \
 average of the last M snapshots lies behind the latest weights, and going on from it repeats part of the way: with a \
 constant drift, progress falls to 2/(M + 1). Clearing the window after each replacement costs less.
