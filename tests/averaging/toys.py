@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import twins
+from lawa import EMA, RunningMean, WeightAverager, Window
 
 
 class Tied(nn.Module):
@@ -149,3 +150,21 @@ def counting(target: Any, name: str) -> Iterator[list[Any]]:
         yield calls
     finally:
         setattr(target, name, original)
+
+
+AVERAGES: dict[str, Any] = {
+    "short": Window(2, every=2),
+    "long": Window(3, every=4, coefficients="linear"),
+    "late": Window(2, every=3, start=7),
+    "early": Window(3, every=1, stop=5),
+    "ema": EMA(0.5, every=2, start=3),
+    "swa": RunningMean(every=2, start=6, stop=10),
+}
+
+
+def evaluate(model: nn.Module, **settings: Any) -> WeightAverager:
+    return WeightAverager(model, mode="evaluate", **settings)
+
+
+def replace(model: nn.Module, optimizer: Any = None, **settings: Any) -> WeightAverager:
+    return WeightAverager(model, optimizer, mode="replace", **settings)
