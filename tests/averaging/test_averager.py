@@ -484,3 +484,13 @@ def test_looking_at_what_is_not_there() -> None:
         averager.count("x")
     with pytest.raises(LawaError, match="there are several averages; name one of w, m"):
         averager.count()
+
+
+def test_a_capture_of_a_skipped_update_is_marked_and_the_mark_survives_a_resume() -> None:
+    model = toys.linear()
+    averager, fresh = (evaluate(model, every=1, window=3) for _ in range(2))
+    for t in range(1, 6):
+        averager.update(skipped=t in (2, 4))
+    assert (averager.steps(), averager.skipped()) == ([3, 4, 5], [4])
+    fresh.load_state_dict(averager.state_dict())
+    assert fresh.skipped() == [4]

@@ -288,6 +288,10 @@ class WeightAverager:
         """The updates whose snapshots a window holds, oldest first; a running average holds none."""
         return self._collection.steps(self._resolve(name))
 
+    def skipped(self, name: str | None = None) -> list[int]:
+        """Those of `steps` that were captured as skipped: the loss scaler left the weights as they were."""
+        return self._collection.skipped(self._resolve(name))
+
     def is_finite(self, name: str | None = None) -> bool:
         """Whether the average is finite on every rank (one scalar all-reduce); check it before publishing one."""
         return finite_everywhere(self._average(self._resolve(name)))

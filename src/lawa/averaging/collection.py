@@ -44,6 +44,10 @@ class Collection:
         """The updates whose snapshots a window holds, oldest first; a running average holds none."""
         return [] if name in self.running else self.windows.rings[name].steps
 
+    def skipped(self, name: str) -> list[int]:
+        """Those of `steps` whose update a loss scaler skipped: their snapshots equal the ones before."""
+        return [] if name in self.running else [held.step for held in self.windows.rings[name].held if held.skipped]
+
     def average(self, name: str, *, dtype: torch.dtype, moments: bool = False) -> list[Part]:
         """The average of what `name` holds (something); with `moments`, of the optimizer's moments too."""
         if name in self.running:

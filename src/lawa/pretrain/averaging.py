@@ -67,15 +67,7 @@ class AveragingConfig:
 
     def _check_replacement(self, named: Mapping[str, Average]) -> None:
         try:
-            make_replacement(
-                named,
-                replace_with=self.replace_with,
-                after_replace=self.after_replace,
-                replace_every=self.replace_every,
-                replace_until=self.replace_until,
-                strength=self.strength,
-                moments=self.moments,
-            )
+            make_replacement(named, **self.replacing)
         except LawaError as impossible:
             raise UsageError(f"averaging: {impossible}") from None
 
@@ -89,6 +81,12 @@ class AveragingConfig:
                     f"update {first}, after training.updates={updates}; lower its every, start or window, "
                     "set min_window, or train longer"
                 )
+
+    @property
+    def replacing(self) -> dict[str, Any]:
+        """The settings of a replacement, as WeightAverager takes them."""
+        names = ("replace_with", "after_replace", "replace_every", "replace_until", "strength", "moments")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def short(self) -> dict[str, Any]:
