@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lawa.pretrain.config import TrainingConfig
+from lawa.pretrain.sections.training import TrainingConfig
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:

@@ -46,6 +46,12 @@ def check_at_least(section: Any, path: str, least: int, *names: str) -> None:
             raise UsageError(f"{path}.{name}={value} must be at least {least}")
 
 
+def check_seed(path: str, seed: int) -> None:
+    """Raise for a seed that numpy or torch would not take."""
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(f"{path}={seed} must be at least 0 and below 2^63")
+
+
 def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
     """An instance of the dataclass `cls` from a mapping; `path` names it in errors."""
     if not isinstance(values, Mapping):

@@ -19,10 +19,12 @@ from lawa.data import store as token_store
 from lawa.data.order import Order, validation_sequences
 from lawa.data.store import Progress, TokenStore
 from lawa.errors import UsageError
-from lawa.pretrain.config import AveragingConfig, Config, ModelConfig
+from lawa.pretrain.config import Config
 from lawa.pretrain.directory import STORE
 from lawa.pretrain.optimizer import make_optimizer
 from lawa.pretrain.presets import PRESETS
+from lawa.pretrain.sections.averaging import AveragingConfig
+from lawa.pretrain.sections.model import ModelConfig
 
 _VOCABULARY_MULTIPLE = 128  # GPT-NeoX's make_vocab_size_divisible_by; it makes 50257 and 50277 into 50304
 

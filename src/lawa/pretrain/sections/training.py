@@ -1,0 +1,59 @@
+"""The settings of the optimizer's updates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lawa.errors import UsageError
+from lawa.pretrain.schedules import SCHEDULES
+from lawa.pretrain.settings import check_at_least, check_choices, required, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How many updates, of what, by which rule."""
+
+    updates: int = required("how many optimizer updates the run has")
+    batch: int = required("sequences an update")
+    micro_batch: int | None = setting(None, "sequences a forward; default: batch. It changes memory, not the batches")
+    lr: float = required("the peak learning rate")
+    min_lr: float = setting(0.0, "the learning rate at the end of a decaying schedule")
+    schedule: str = setting("cosine", "of the learning rate after warm-up", choices=SCHEDULES)
+    warmup: int = setting(0, "updates over which the learning rate rises linearly to its peak")
+    decay: int | None = setting(None, "wsd only: updates of the final decay; default: a fifth of the run")
+    weight_decay: float = setting(0.1, "decoupled, on matrices and embeddings; never on norms and biases")
+    beta1: float = setting(0.9, "AdamW's")
+    beta2: float = setting(0.95, "AdamW's")
+    eps: float = setting(1e-8, "AdamW's")
+    clip: float = setting(1.0, "the largest gradient norm; 0 never clips")
+    precision: str = setting("fp32", "bf16: bf16 arithmetic under autocast on fp32 weights", choices=("fp32", "bf16"))
+    device: str = setting("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    log_every: int = setting(10, "updates between two lines of training loss")
+
+    def __post_init__(self) -> None:
+        check_choices(self, "training")
+        check_at_least(self, "training", 1, "updates", "batch", "log_every")
+        check_at_least(self, "training", 0, "warmup", "decay", "weight_decay", "clip")
+        for name in ("lr", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"training.{name}={getattr(self, name)} must be above 0, and finite")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"training.{name}={getattr(self, name)} must lie in [0, 1)")
+        if not 0 <= self.min_lr <= self.lr:
+            raise UsageError(f"training.min_lr={self.min_lr} must lie between 0 and training.lr={self.lr}")
+        if self.warmup >= self.updates:
+            raise UsageError(f"training.warmup={self.warmup} leaves nothing of training.updates={self.updates}")
+        if self.decay is not None and self.schedule != "wsd":
+            raise UsageError(f"training.decay has no meaning for training.schedule={self.schedule!r}; remove it")
+        if self.warmup + self.decay_updates > self.updates:
+            raise UsageError(f"training.warmup + training.decay exceed training.updates={self.updates}")
+        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
+            raise UsageError(f"training.micro_batch={self.micro_batch} must divide training.batch={self.batch}")
+
+    @property
+    def decay_updates(self) -> int:
+        if self.schedule != "wsd":
+            return 0
+        return self.updates // 5 if self.decay is None else self.decay
