@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from lawa.data.order import batch
-from lawa.pretrain.checkpoint import Position
+from lawa.pretrain.checkpoint.position import Position
 from lawa.pretrain.config import Config, load
 from lawa.pretrain.loop import Loop
 from lawa.pretrain.progress import Progress

@@ -1,7 +1,7 @@
-"""Write the numbers of README.md and docs/benchmarks.md from the records they come from.
+"""Write what documents have from elsewhere: numbers from records, docs/configuration.md from the settings themselves.
 
-    python tools/document.py            after make demo, make demo-high and make bench
-    python tools/document.py --check    exit 1 if a document says something else than the records
+    python tools/document.py            after make demo, make demo-high and make bench, and after a change of settings
+    python tools/document.py --check    exit 1 if a document says something else
 
 The records are copied from runs/ (which git ignores) to docs/demo/ by --take.
 """
@@ -19,8 +19,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from lawa.pretrain.config import Config  # noqa: E402
+from lawa.pretrain.reference import Setting, sections  # noqa: E402
 from measure import Found, Record, machine, read_found, row, table  # noqa: E402  (it lies beside the benchmarks)
 
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/configuration.md")
 RUNS = {"demo": "runs/demo/report", "high": "runs/demo-high/report"}
 
 
@@ -39,10 +42,11 @@ def main() -> int:
         "lead": lead(demo, high),
         "benchmarks": "\n\n".join(["\n".join(section(one)) for one in cpu] + [machine(cpu[-1])]),
         "costs": costs(cpu),
+        "settings": settings(),
     }
-    wrong = [path for path in ("README.md", "docs/benchmarks.md") if not fill(ROOT / path, blocks, given.check)]
+    wrong = [path for path in DOCUMENTS if not fill(ROOT / path, blocks, given.check)]
     for path in wrong:
-        print(f"{path} differs from the records; run: python tools/document.py", file=sys.stderr)
+        print(f"{path} differs from what it is made of; run: python tools/document.py", file=sys.stderr)
     return 1 if wrong else 0
 
 
@@ -127,6 +131,25 @@ def costs(cpu: list[dict[str, Any]]) -> str:
         cells = row(next(record for record in records if start in record.question)).strip("|").split("|")
         lines.append(f"| {text} |{cells[1]}|{cells[2]}|")
     return "\n".join(lines)
+
+
+def settings() -> str:
+    """A table a section: every setting, what it may be, and what it is when it is not given."""
+    blocks = []
+    for one in sections(Config):
+        rows = "\n".join(f"| {' | '.join(cells(setting))} |" for setting in one.settings)
+        heading = f"## {one.name or 'Outside the sections'}\n\n{one.purpose}"
+        blocks.append(f"{heading}\n\n| setting | value | default | what it does |\n|---|---|---|---|\n{rows}")
+    return "\n\n".join(blocks)
+
+
+def cells(setting: Setting) -> tuple[str, str, str, str]:
+    once = len(setting.choices) > 4 and setting.choices_named  # a long list, which the help has
+    choices = "" if once else ", ".join(f"`{choice}`" for choice in setting.choices)
+    value = f"{setting.type}: {choices}" if "list" in setting.type and choices else choices or setting.type
+    default = "**required**" if setting.required else f"`{setting.default}`" if setting.default else ""
+    help = re.sub(r"([<>|])", r"\\\1", setting.help)
+    return f"`{setting.path}`", value, default, help
 
 
 def signed(value: float, digits: int = 4) -> str:

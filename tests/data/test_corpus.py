@@ -1,155 +1,141 @@
-"""Documents on disk and their split."""
+"""Documents and their split: files, and rows of JSONL."""
 
-import hashlib
-import subprocess
+import gzip
+import json
 from pathlib import Path
 
 import pytest
 
-from lawa.data import corpus
-from lawa.data.corpus import Document, documents, refuse_overlap, split
+from lawa.data.corpus import Texts, held_out, splitter
+from lawa.data.files import File
+from lawa.data.sources import TextSource
 from lawa.errors import LawaError
 
 
-def some(count: int, *, bytes: int = 100) -> list[Document]:
+def some(count: int, *, bytes: int = 100) -> list[File]:
     return [
-        Document(name=f"{i:03}.txt", path=Path(f"{i:03}.txt"), bytes=bytes, sha256=f"{i:064x}") for i in range(count)
+        File(name=f"{i:03}.txt", path=Path(f"{i:03}.txt"), bytes=bytes, mtime_ns=0, sha256=f"{i:064x}")
+        for i in range(count)
     ]
 
 
-def names(documents: list[Document]) -> list[str]:
-    return [document.name for document in documents]
+def chosen(count: int, *, fraction: float = 0.1, seed: int = 0) -> set[str]:
+    return held_out(some(count), fraction=fraction, seed=seed)
 
 
-def test_a_folder_is_read_recursively_sorted_and_byte_for_byte(folder: Path, texts: dict[str, str]):
-    (folder / "notes.md").write_text("not text of the corpus")
-    (folder / ".hidden.txt").write_text("hidden")
-    (folder / ".cache").mkdir()
-    (folder / ".cache/copy.txt").write_text("hidden too")
-    found = documents([folder])
-    assert names(found) == sorted(texts)
-    for document in found:
-        assert document.text() == texts[document.name]
-        assert document.bytes == len(texts[document.name].encode())
-        assert document.sha256 == hashlib.sha256(texts[document.name].encode()).hexdigest()
-
-
-def test_files_are_taken_as_they_are_and_the_order_of_paths_does_not_matter(tmp_path: Path):
-    (tmp_path / "b.md").write_text("b")
-    (tmp_path / "a.text").write_text("a")
-    there, back = (
-        documents([tmp_path / "b.md", tmp_path / "a.text"]),
-        documents([tmp_path / "a.text", tmp_path / "b.md"]),
-    )
-    assert names(there) == ["a.text", "b.md"]
-    assert there == back
-    assert documents(str(tmp_path / "b.md")) == there[1:]
-
-
-def test_the_digest_is_what_sha256sum_says(folder: Path, texts: dict[str, str]):
-    shell = subprocess.run(
-        f"sha256sum {' '.join(sorted(texts))} | sha256sum", shell=True, cwd=folder, capture_output=True, check=True
-    )
-    assert corpus.digest(documents([folder])) == shell.stdout.decode().split()[0]
-
-
-def test_a_character_across_two_blocks_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(corpus, "_BLOCK", 3)
-    (tmp_path / "a.txt").write_text("ab日本🙂", encoding="utf-8")
-    assert documents([tmp_path])[0].text() == "ab日本🙂"
-
-
-def test_the_place_of_a_bad_byte_counts_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(corpus, "_BLOCK", 4)
-    (tmp_path / "a.txt").write_bytes(b"abcdefghi\xff")
-    with pytest.raises(LawaError, match="near byte 9"):
-        documents([tmp_path])
-
-
-@pytest.mark.parametrize(
-    ("files", "paths", "sentence"),
-    [
-        ({}, [], "no text was given; name text files"),
-        ({}, ["nowhere"], "nowhere does not exist; name text files"),
-        ({"empty/readme.md": b"x"}, ["empty"], r"empty has no \*\.txt file; name a folder"),
-        ({"a.txt": b""}, ["a.txt"], "a.txt is empty; remove it"),
-        ({"a.txt": b"abc\xffdef"}, ["a.txt"], "a.txt is not UTF-8 .invalid start byte near byte 3.; convert it"),
-        ({"a.txt": b"abc\xe2\x82"}, ["a.txt"], "a.txt is not UTF-8 .unexpected end of data near byte"),
-        ({"a.txt": b"x"}, ["a.txt", "a.txt"], "two documents are called a.txt: .*give the folder above both"),
-        ({"x/a.txt": b"1", "y/a.txt": b"2"}, ["x", "y"], "two documents are called a.txt: .*x/a.txt and .*y/a.txt"),
-        ({"a.txt": b"same", "b.txt": b"same"}, ["."], "a.txt and .*b.txt hold the same text.*; remove one"),
-    ],
-)
-def test_what_will_not_do_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], paths: list[str], sentence: str
-):
-    monkeypatch.chdir(tmp_path)
-    for name, content in files.items():
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_bytes(content)
-    with pytest.raises(LawaError, match=sentence):
-        documents(paths)
-
-
-def test_a_document_that_changed_since_it_was_listed_is_refused(folder: Path):
-    document = documents([folder])[0]
-    document.path.write_text("something else")
-    with pytest.raises(LawaError, match=r"storm.txt changed while it was in use; start again"):
-        document.text()
-
-
-def test_the_split_is_disjoint_complete_near_the_fraction_and_the_same_every_time():
-    every = some(200)
-    training, validation = split(every, fraction=0.1, seed=0)
-    assert len(validation) == 20
-    assert sorted(names(training) + names(validation)) == names(every)
-    assert names(training) == sorted(names(training))
-    assert names(validation) == sorted(names(validation))
-    assert split(every[::-1], fraction=0.1, seed=0)[1] == validation[::-1]
+def test_the_held_out_files_are_near_the_fraction_and_the_same_every_time():
+    assert len(chosen(200)) == 20
+    assert held_out(some(200)[::-1], fraction=0.1, seed=0) == chosen(200)
     # Frozen: another order would put another text into validation, and old runs could not be compared.
-    assert names(split(some(20), fraction=0.2, seed=0)[1]) == GOLDEN_SPLIT
-
-
-GOLDEN_SPLIT = ["002.txt", "004.txt", "008.txt", "011.txt"]
+    assert chosen(20, fraction=0.2) == {"002.txt", "004.txt", "008.txt", "011.txt"}
 
 
 def test_another_seed_holds_out_others():
-    every = some(200)
-    assert names(split(every, fraction=0.1, seed=0)[1]) != names(split(every, fraction=0.1, seed=1)[1])
+    assert chosen(200) != chosen(200, seed=1)
 
 
-def test_a_document_more_moves_few_others():
-    before = set(names(split(some(200), fraction=0.1, seed=0)[1]))
-    after = set(names(split(some(201), fraction=0.1, seed=0)[1]))
-    assert len(before ^ after) <= 2
+def test_a_file_more_moves_few_others():
+    assert len(chosen(200) ^ chosen(201)) <= 2
 
 
 def test_the_fraction_is_one_of_bytes():
-    every = [*some(50, bytes=10), *(Document(name=f"big{i}", path=Path(), bytes=1000, sha256="") for i in range(50))]
+    big = [File(name=f"big{i}", path=Path(), bytes=1000, mtime_ns=0) for i in range(50)]
+    every = [*some(50, bytes=10), *big]
+    sizes = {file.name: file.bytes for file in every}
     for seed in range(20):
-        held_out = sum(document.bytes for document in split(every, fraction=0.3, seed=seed)[1])
-        assert abs(held_out - 0.3 * 50500) <= 500  # half of the largest document
+        taken = sum(sizes[name] for name in held_out(every, fraction=0.3, seed=seed))
+        assert abs(taken - 0.3 * 50500) <= 500  # half of the largest file
 
 
-def test_a_small_fraction_still_holds_one_document_out():
-    assert len(split(some(3), fraction=0.01, seed=0)[1]) == 1
+def test_a_small_fraction_still_holds_one_file_out():
+    assert len(chosen(3, fraction=0.01)) == 1
 
 
 def test_a_split_that_leaves_nothing_to_train_on_is_refused():
     with pytest.raises(LawaError, match=r"1 document\(s\) cannot be split .*give more files"):
-        split(some(1), fraction=0.1, seed=0)
+        chosen(1)
     with pytest.raises(LawaError, match="none is left for training"):
-        split(some(2), fraction=0.9, seed=0)
-    for fraction in (0, 1, -0.5, 7):
-        with pytest.raises(LawaError, match=f"validation_fraction is {fraction}; it must lie between 0 and 1"):
-            split(some(3), fraction=fraction, seed=0)
+        chosen(2, fraction=0.9)
 
 
-def test_the_same_text_on_both_sides_is_refused_under_any_name(tmp_path: Path):
-    (tmp_path / "a.txt").write_text("the same")
-    (tmp_path / "b.txt").write_text("the same")
-    (tmp_path / "c.txt").write_text("another")
-    a, b, c = (documents([tmp_path / f"{name}.txt"]) for name in "abc")
-    refuse_overlap(a, c)
-    with pytest.raises(LawaError, match=r"a.txt is training text, and the same text is validation .*b.txt"):
-        refuse_overlap(a, b)
+def lines(folder: Path, name: str, texts: list[object], *, field: str = "text") -> Path:
+    content = "".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(texts)).encode()
+    (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return folder / name
+
+
+def at(*paths: Path, field: str = "text") -> Texts:
+    found = Texts(TextSource(paths=[str(path) for path in paths], text=field))
+    found.read_through()
+    return found
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_a_line_is_a_document_and_those_without_text_are_left_out(tmp_path: Path, name: str):
+    texts = ["one", "", "日本 🙂\n\u2028", "a" * 100_000, "end"]
+    file = lines(tmp_path, name, [*texts], field="body")
+    found = at(tmp_path, field="body")
+    documents = list(found.documents())
+    assert [document.text for document in documents] == [text for text in texts if text]
+    assert all(document.row and document.file == 0 for document in documents)
+    assert documents[1].where == f"{file}, line 3"
+    consumed = sum(document.consumed for document in documents)
+    assert consumed == file.stat().st_size == found.bytes
+
+
+def test_blank_lines_and_a_last_line_without_end_are_read(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n  \n{"text": "b"}')
+    assert [document.text for document in at(tmp_path / "a.jsonl").documents()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b"{", r"a.jsonl, line 2 is not JSON \(.*\); mend or remove the line"),
+        (b'{"text": "\xff"}', "line 2 is not JSON"),
+        (b"[1]", "line 2 is list, not a mapping of fields; mend"),
+        (b'{"txt": "x"}', "line 2: the field 'text' is missing; name the field that has the text"),
+        (b'{"text": 3}', "line 2: the field 'text' is int, not text"),
+        (b'{"text": "\\ud800"}', "line 2: the text has half a surrogate pair .*; mend or remove the row"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, sentence: str):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n' + line + b"\n")
+    with pytest.raises(LawaError, match=sentence):
+        list(at(tmp_path / "a.jsonl").documents())
+
+
+@pytest.mark.parametrize("damage", [slice(None, -9), slice(5, None), slice(0, 60)])
+def test_a_damaged_archive_is_named(tmp_path: Path, damage: slice):
+    file = lines(tmp_path, "a.jsonl.gz", [f"text {i * i}" for i in range(100)])
+    file.write_bytes(file.read_bytes()[damage])
+    with pytest.raises(
+        LawaError, match=r"a.jsonl.gz(, line \d+ is not JSON|.*damaged after line \d+ .*; fetch it again)"
+    ):
+        list(at(file).documents())
+
+
+GOLDEN_HELD = ["text 0", "text 1", "text 3", "text 14", "text 16"]
+
+
+def sides(corpus: Texts, *, fraction: float = 0.2, seed: int = 0) -> dict[str, str]:
+    split = splitter(corpus, fraction=fraction, seed=seed)
+    return {document.text: split(document) for document in corpus.documents()}
+
+
+def test_rows_are_held_out_by_their_text_alone(tmp_path: Path):
+    texts = [f"text {i}" for i in range(2000)]
+    found = sides(at(lines(tmp_path, "a.jsonl", [*texts])))
+    held = [text for text, side in found.items() if side == "validation"]
+    assert abs(len(held) - 400) < 4 * (2000 * 0.2 * 0.8) ** 0.5
+    assert held[:5] == GOLDEN_HELD  # frozen, as above
+    assert sides(at(lines(tmp_path, "b.jsonl.gz", [*texts[::-1]]))) == found
+    assert sides(at(tmp_path / "a.jsonl"), seed=1) != found
+    more = sides(at(tmp_path / "a.jsonl"), fraction=0.5)
+    assert all(more[text] == "validation" for text in held)
+
+
+def test_files_beside_rows_are_split_like_rows(tmp_path: Path):
+    lines(tmp_path, "rows.jsonl", ["a row"])
+    (tmp_path / "one.txt").write_text("the one file")
+    assert sides(at(tmp_path), fraction=0.999) == dict.fromkeys(["the one file", "a row"], "validation")

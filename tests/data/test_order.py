@@ -8,13 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lawa.data.order import Order, batch, permute, validation_sequences
+from lawa.data.order import Order, batch, validation_sequences
+from lawa.data.permutation import permute
 from lawa.errors import LawaError
 
 WORD = 1 << 64
 words = st.integers(0, WORD - 1)
 powers = st.builds(lambda power, by: max(1, 2**power + by), st.integers(0, 12), st.sampled_from([-1, 0, 1]))
 squares = st.builds(lambda root, by: max(1, root**2 + by), st.integers(1, 60), st.sampled_from([-1, 0, 1]))
+
+
+def one(*, tokens: int, **changed: int) -> Order:
+    """The order of one source."""
+    return Order(tokens={"text": tokens}, **changed)
 
 
 def permutation(n: int, *, seed: int = 0, epoch: int = 0) -> list[int]:
@@ -67,11 +73,11 @@ def test_the_arrays_equal_the_literal_twin(n: int, seed: int, epoch: int, data: 
 def test_the_values_are_frozen():
     """A change here changes which text every run reads, and makes resumed runs read some of it twice."""
     assert permutation(10) == GOLDEN_TEN
-    order = Order(tokens=1001, context=10, batch=8, seed=1234)
-    assert order.indices(1).tolist() == GOLDEN_FIRST
-    assert order.indices(13).tolist() == GOLDEN_STRADDLING  # positions 96 … 103 of epochs of 100
-    far = Order(tokens=10**10 * 2048 + 1, context=2048, batch=4, seed=WORD - 1)
-    assert far.indices(10**12).tolist() == GOLDEN_FAR
+    order = one(tokens=1001, context=10, batch=8, seed=1234)
+    assert order.indices(1)[1].tolist() == GOLDEN_FIRST
+    assert order.indices(13)[1].tolist() == GOLDEN_STRADDLING  # positions 96 … 103 of epochs of 100
+    far = one(tokens=10**10 * 2048 + 1, context=2048, batch=4, seed=WORD - 1)
+    assert far.indices(10**12)[1].tolist() == GOLDEN_FAR
     places = [divmod(place, 10**10) for place in range((10**12 - 1) * 4, 10**12 * 4)]
     assert [literal_twin(position, 10**10, WORD - 1, epoch) for epoch, position in places] == GOLDEN_FAR
 
@@ -118,18 +124,18 @@ def test_the_stream_does_not_depend_on_where_it_is_entered_or_cut(
     n: int, context: int, size: int, seed: int, update: int
 ):
     tokens = n * context + 1
-    order = Order(tokens=tokens, context=context, batch=size, seed=seed)
-    assert order.sequences == n
-    one_by_one = Order(tokens=tokens, context=context, batch=1, seed=seed)
-    stream = [one_by_one.indices(t).item() for t in range((update - 1) * size + 1, update * size + 1)]
-    assert order.indices(update).tolist() == stream
-    assert order.indices(update).dtype == np.int64
+    order = one(tokens=tokens, context=context, batch=size, seed=seed)
+    assert order.sequences == {"text": n}
+    single = one(tokens=tokens, context=context, batch=1, seed=seed)
+    stream = [single.indices(t)[1].item() for t in range((update - 1) * size + 1, update * size + 1)]
+    assert order.indices(update)[1].tolist() == stream
+    assert order.indices(update)[1].dtype == np.int64
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (1, 4), (7, 3), (7, 20), (12, 4), (100, 64)])
 def test_each_epoch_reads_every_sequence_once_even_when_batches_straddle(n: int, size: int):
-    order = Order(tokens=n * 3 + 1, context=3, batch=size, seed=5)
-    stream = np.concatenate([order.indices(update) for update in range(1, n * 4 + 1)])
+    order = one(tokens=n * 3 + 1, context=3, batch=size, seed=5)
+    stream = np.concatenate([order.indices(update)[1] for update in range(1, n * 4 + 1)])
     epochs = stream[: len(stream) // n * n].reshape(-1, n)
     assert len(epochs) >= 4 * size
     for epoch in epochs:
@@ -137,44 +143,44 @@ def test_each_epoch_reads_every_sequence_once_even_when_batches_straddle(n: int,
 
 
 def test_any_update_of_a_huge_corpus_is_entered_in_constant_memory():
-    order = Order(tokens=10**10 * 2048 + 1, context=2048, batch=1024, seed=0)
+    order = one(tokens=10**10 * 2048 + 1, context=2048, batch=1024, seed=0)
     order.indices(1)  # NumPy's own first-use allocations are not ours
     tracemalloc.start()
-    indices = order.indices(10**9)
+    indices = order.indices(10**9)[1]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
     assert len(np.unique(indices)) == 1024
     assert indices.min() >= 0
     assert 9 * 10**9 < indices.max() < 10**10
-    assert not np.array_equal(indices, order.indices(10**9 + 1))
-    last = Order(tokens=2**63, context=2, batch=3, seed=0)  # a·b must stay within 64 bits
-    assert (last.indices(2**80) < last.sequences).all()
+    assert not np.array_equal(indices, order.indices(10**9 + 1)[1])
+    last = one(tokens=2**63, context=2, batch=3, seed=0)  # a·b must stay within 64 bits
+    assert (last.indices(2**80)[1] < last.sequences["text"]).all()
 
 
 def test_a_batch_holds_context_and_the_next_token():
     tokens = np.arange(1000, 1032, dtype=np.uint16)
-    order = Order(tokens=32, context=5, batch=4, seed=0)
-    drawn = batch(tokens, order, 1)
+    order = one(tokens=32, context=5, batch=4, seed=0)
+    drawn = batch({"text": tokens}, order, 1)
     assert drawn.dtype == np.int64
     assert type(drawn) is np.ndarray
-    assert drawn.tolist() == [[1000 + 5 * i + j for j in range(6)] for i in order.indices(1)]
+    assert drawn.tolist() == [[1000 + 5 * i + j for j in range(6)] for i in order.indices(1)[1]]
 
 
 def test_an_epoch_predicts_every_token_once():
     """But for the first token, which nothing precedes, and a tail shorter than a context."""
-    order = Order(tokens=104, context=10, batch=10, seed=0)
-    targets = batch(np.arange(104, dtype=np.uint32), order, 3)[:, 1:]
+    order = one(tokens=104, context=10, batch=10, seed=0)
+    targets = batch({"text": np.arange(104, dtype=np.uint32)}, order, 3)[:, 1:]
     assert sorted(targets.ravel()) == list(range(1, 101))
 
 
 def test_an_order_of_other_tokens_is_our_mistake():
-    with pytest.raises(AssertionError, match="an order over 32 tokens was given 31"):
-        batch(np.zeros(31, dtype=np.uint16), Order(tokens=32, context=5, batch=4, seed=0), 1)
+    with pytest.raises(AssertionError, match=r"an order over .* 32. tokens was given .* 31"):
+        batch({"text": np.zeros(31, dtype=np.uint16)}, one(tokens=32, context=5, batch=4, seed=0), 1)
 
 
 def test_validation_sequences_are_spread_over_the_whole_text():
-    tokens = np.arange(105, dtype=np.uint16)  # ten sequences of ten predictions, and a rest
+    tokens = {"text": np.arange(105, dtype=np.uint16)}  # ten sequences of ten predictions, and a rest
     assert validation_sequences(tokens, 10, 4)[:, 0].tolist() == [0, 20, 50, 70]
     assert validation_sequences(tokens, 10, 1).tolist() == [list(range(11))]
     every = validation_sequences(tokens, 10)
@@ -186,7 +192,7 @@ def test_validation_sequences_are_spread_over_the_whole_text():
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"tokens": 10}, r"10 tokens are too few for one sequence of 11 \(context 10 .*use more text"),
+        ({"tokens": 10}, r"10 tokens of source 'text' are too few for one sequence of 11 \(context 10 .*use more text"),
         ({"context": 0}, "context is 0; a sequence predicts at least one token"),
         ({"batch": 0}, "batch is 0; an update needs at least one sequence"),
         ({"seed": -1}, "seed is -1; it must be at least 0 and below 2"),
@@ -195,18 +201,18 @@ def test_validation_sequences_are_spread_over_the_whole_text():
 )
 def test_an_order_that_cannot_be_is_refused(wrong: dict[str, int], sentence: str):
     right = {"tokens": 11, "context": 10, "batch": 1, "seed": 0}
-    assert Order(**right).indices(5).tolist() == [0]
+    assert one(**right).indices(5)[1].tolist() == [0]
     with pytest.raises(LawaError, match=sentence):
-        Order(**{**right, **wrong})
+        one(**{**right, **wrong})
 
 
 def test_the_other_errors():
     with pytest.raises(LawaError, match="update is 0; the first update is 1"):
-        Order(tokens=11, context=10, batch=1, seed=0).indices(0)
+        one(tokens=11, context=10, batch=1, seed=0).indices(0)
     with pytest.raises(LawaError, match="the limit of validation sequences is 0; at least one is needed"):
-        validation_sequences(np.zeros(20, dtype=np.uint16), 4, 0)
-    with pytest.raises(LawaError, match="3 tokens are too few for one sequence of 5"):
-        validation_sequences(np.zeros(3, dtype=np.uint16), 4)
+        validation_sequences({"text": np.zeros(20, dtype=np.uint16)}, 4, 0)
+    with pytest.raises(LawaError, match="3 tokens of source 'text' are too few for one sequence of 5"):
+        validation_sequences({"text": np.zeros(3, dtype=np.uint16)}, 4)
 
 
 GOLDEN_TEN = [6, 3, 8, 7, 4, 5, 1, 9, 2, 0]

@@ -72,7 +72,7 @@ EMA_MOMENTS = {"mode": "replace", "replace_with": "ema", "replace_every": 2, "mo
     [
         ("model", {"preset": "pythia-3m"}, "model.preset='pythia-3m' must be one of pythia-14m"),
         ("model", {"preset": "pythia-14m"}, "only one of them"),
-        ("model", {"architecture": None}, "set model.preset or model.architecture"),
+        ("model", {"architecture": None}, "set model.preset, model.architecture, model.config or model.weights"),
         ("data", {"train": []}, "data.train is empty"),
         ("data", {"validation_fraction": 1.0}, "data.validation_fraction=1.0 must lie between"),
         ("data", {"vocab_size": 100}, "data.vocab_size=100 must be at least 257"),
@@ -93,7 +93,7 @@ EMA_MOMENTS = {"mode": "replace", "replace_with": "ema", "replace_every": 2, "mo
         ("averaging", {"averages": {"x": {"window": 3, "every": 2, "stop": 3}}}, "never fills"),
         ("averaging", {"averages": {"plain": {"ema": 0.9}}}, "'plain' cannot name an average|'plain' and names"),
         ("averaging", {"averages": {"replaced": {"ema": 0.9}}}, "'replaced' cannot name an average"),
-        ("averaging", {"placement": "disk"}, "averaging.placement='disk' must be one of device, host"),
+        ("averaging", {"placement": "tape"}, "averaging.placement='tape' must be one of device, host, disk"),
         ("averaging", {"moments": "mean"}, "averaging.moments='mean' must be one of keep, reset, average"),
         ("averaging", {"after_replace": "drop"}, "averaging.after_replace='drop' must be one of slide, clear"),
         ("averaging", {"strength": 0}, r"averaging.strength=0.0 must lie in \(0, 1\]"),
@@ -140,8 +140,17 @@ def test_every_replacement_that_is_accepted_is_one_that_the_averager_accepts(set
     """The rules are written twice, here without torch: the averager has the last word."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
+    no_disk = None
     for values in (LAWA, {**LAWA, "after_replace": "clear"}, {**LAWA, "replace_every": 4, "moments": "average"}):
-        assert make_averager(config(settings, averaging=values).averaging, model, optimizer) is not None
+        assert make_averager(config(settings, averaging=values).averaging, model, optimizer, no_disk) is not None
+
+
+def test_windows_on_disk_need_a_checkpoint_at_every_capture(settings):
+    assert config(settings, averaging={"placement": "disk"}).averaging.placement == "disk"
+    with pytest.raises(UsageError, match=r"'lawa' captures every 2 updates, but checkpoints\.every=4; make it"):
+        config(settings, averaging={"placement": "disk"}, checkpoints={"every": 4})
+    with pytest.raises(UsageError, match=r"moments=average needs snapshots with moments; placement=disk has weights"):
+        config(settings, averaging={"placement": "disk", **LAWA, "moments": "average"})
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 63])
@@ -173,5 +182,6 @@ def test_paths_are_written_absolute(settings, tmp_path, monkeypatch):
 def test_our_own_configurations_are_valid_in_every_arm(file):
     for arm in (None, *read_yaml(file)["arms"]):
         load(file, arm=arm)
+    short = {"updates": 100, "warmup": 0} | ({"decay": 0} if load(file).training.schedule == "wsd" else {})
     with pytest.raises(UsageError, match="first ready at"):
-        load(file, overrides={"training": {"updates": 100, "warmup": 0, "decay": 0}})
+        load(file, overrides={"training": short})

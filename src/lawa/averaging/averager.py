@@ -32,7 +32,7 @@ from lawa.averaging.cost import Cost, cost_of
 from lawa.averaging.finite import finite_everywhere, first_non_finite
 from lawa.averaging.parameters import Layout, ModelTensors, Part, read, toward, write
 from lawa.averaging.replacement import Replacement, make_replacement
-from lawa.averaging.stores import make_store
+from lawa.averaging.stores import Placement, make_store
 from lawa.cadence import whole
 from lawa.errors import LawaError, NonFiniteAverage
 
@@ -67,7 +67,8 @@ class WeightAverager:
                    updates between replacements (default: every capture), and the last update for one
     strength       α in (0, 1]: θ ← θ + α(average − θ); 1 (default) is the method as described
     moments        Adam's on a replacement: "keep" (default), "reset", "average"; see lawa.averaging.optimizer_state
-    placement      of snapshots: "device" or "host" (pinned memory, copied while training goes on)
+    placement      of snapshots: "device", "host" (pinned memory, copied while training goes on), or what makes a
+                   SnapshotStore of the layout (as the driver's windows over its own checkpoints)
     buffers        "latest" (default) or "average": float buffers; others always keep their latest value
     accumulate     torch.float32 (default) or torch.float64, the dtype of the sum
     strict         raise on a non-finite average instead of skipping the replacement
@@ -97,7 +98,7 @@ class WeightAverager:
         replace_until: int | None = None,
         strength: float | None = None,
         moments: str | None = None,
-        placement: str = "device",
+        placement: Placement = "device",
         buffers: str = "latest",
         accumulate: torch.dtype = torch.float32,
         strict: bool = False,
@@ -317,6 +318,10 @@ class WeightAverager:
         checkpoint  a DCP directory or storage reader; DCP loads in place, so there must be a place
         """
         state.prepare_to_load(self._collection, checkpoint, key)
+
+    def make_room(self, meta: str) -> None:
+        """The same for a state whose tensors are kept elsewhere, piece by piece, and whose `meta` is at hand."""
+        state.make_room(self._collection, *state.room_of(meta))
 
     def close(self) -> None:
         """Take the averager's hooks off the optimizer, so that it and its snapshots can be freed."""

@@ -20,6 +20,7 @@ class Cost:
     swap       average and backup beside them while `averaged()` lasts, or what a replacement takes if that is more;
                an average lies where its snapshots lie, a backup where the model lies
     disk       the averager's part of one saved training state
+    snapshot   one snapshot (on disk too)
     """
 
     snapshots: int
@@ -27,6 +28,7 @@ class Cost:
     host: int
     swap: int
     disk: int
+    snapshot: int
 
     def __str__(self) -> str:
         return (
@@ -39,8 +41,10 @@ def cost_of(collection: Collection, replacement: Replacement | None) -> Cost:
     """Computed from the settings; nothing is allocated."""
     slots = snapshots_needed([ring.window for ring in collection.windows.rings.values()])
     on_device, on_host = collection.store.nbytes(slots)
+    saved = 0 if collection.store.durable else on_device + on_host
     for running in collection.running.values():
         for group in running.groups:
+            saved += group.state_nbytes
             on_host += group.state_nbytes if group.device.type == "cpu" else 0
             on_device += group.state_nbytes if group.device.type != "cpu" else 0
     return Cost(
@@ -48,7 +52,8 @@ def cost_of(collection: Collection, replacement: Replacement | None) -> Cost:
         device=on_device,
         host=on_host,
         swap=_swap_bytes(collection, replacement),
-        disk=on_device + on_host,
+        disk=saved,
+        snapshot=collection.layout.nbytes,
     )
 
 
@@ -63,6 +68,8 @@ def _swap_bytes(collection: Collection, replacement: Replacement | None) -> int:
         return weights if isinstance(average, Window) else sum(group.state_nbytes for group in groups)
 
     most = weights + max(map(copy, collection.averages.values()))
+    if collection.store.durable:  # one group of a snapshot at a time is read back
+        most += max(group.nbytes for group in collection.layout)
     if replacement is not None:
         if replacement.moments == "average":
             groups = list(collection.layout)

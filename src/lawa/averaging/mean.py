@@ -13,7 +13,7 @@ The work goes in blocks, so that the accumulator stays in cache and memory sees 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,19 +70,53 @@ def average_into(
             target.copy_(a)
 
 
+@torch.no_grad()
+def average_one_by_one(
+    out: Tensor,
+    snapshots: Iterable[Tensor],
+    count: int,
+    coefficients: Sequence[float] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    block: int | None = None,
+) -> None:
+    """`average_into` with the same bits, for snapshots that are not in memory together: one is asked for at a time.
+
+    count  k, how many `snapshots` gives; each is read once, and may be overwritten by the next
+    """
+    in_place = out.dtype == dtype and out.is_contiguous()
+    a = out if in_place else torch.empty(out.shape, dtype=dtype, device=out.device)
+    block = block or block_size(out.device)
+    scratch = torch.empty(min(block, out.numel()), dtype=dtype, device=out.device)
+    for i, snapshot in enumerate(snapshots):
+        for start in range(0, out.numel(), block):
+            part = a[start : start + block]
+            coefficient = None if coefficients is None else coefficients[i]
+            _add(part, snapshot[start : start + block], coefficient, scratch[: part.numel()], first=i == 0)
+    if coefficients is None:
+        a.mul_(1 / count)
+    if not in_place:
+        out.copy_(a)
+
+
 def _block_into(a: Tensor, thetas: Sequence[Tensor], coefficients: Sequence[float] | None, p: Tensor) -> None:
     """The formula, operation by operation; `p` is scratch memory like `a`."""
     for i, theta in enumerate(thetas):
-        if coefficients is not None:
-            theta = torch.mul(theta if theta.dtype == a.dtype else p.copy_(theta), coefficients[i], out=p)
-        elif theta.dtype != a.dtype:
-            theta = p.copy_(theta)
-        if i == 0:
-            torch.add(theta, 0.0, out=a)  # 0 + θ_0: of −0.0 it makes +0.0, as the formula does
-        else:
-            a.add_(theta)
+        _add(a, theta, None if coefficients is None else coefficients[i], p, first=i == 0)
     if coefficients is None:
         a.mul_(1 / len(thetas))
+
+
+def _add(a: Tensor, theta: Tensor, coefficient: float | None, p: Tensor, *, first: bool) -> None:
+    """a ← a + θ, or a ← a + round(c · θ); a is 0 before the first."""
+    if coefficient is not None:
+        theta = torch.mul(theta if theta.dtype == a.dtype else p.copy_(theta), coefficient, out=p)
+    elif theta.dtype != a.dtype:
+        theta = p.copy_(theta)
+    if first:
+        torch.add(theta, 0.0, out=a)  # 0 + θ_0: of −0.0 it makes +0.0, as the formula does
+    else:
+        a.add_(theta)
 
 
 def sum_into(total: Tensor, reading: Tensor) -> None:

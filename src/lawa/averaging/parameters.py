@@ -173,7 +173,7 @@ def toward(parts: Iterable[Part], alpha: float) -> list[Part]:
 def named(parts: Iterable[Part]) -> dict[str, Tensor]:
     """{name: tensor} over the flat tensors' own memory; sharded as the model is where the model is sharded."""
     return {
-        entry.name: _like(entry.reference, view)
+        entry.name: like(entry.reference, view)
         for group, flat in parts
         for entry, view in zip(group.entries, group.views(flat), strict=True)
     }
@@ -302,7 +302,7 @@ def _storage(tensor: Tensor) -> object:
     return (own.device, own.data_ptr(), own.dtype, own.shape, own.stride())
 
 
-def _like(reference: Any, own: Tensor) -> Tensor:
+def like(reference: Any, own: Tensor) -> Tensor:
     """`own` (a shard) as a DTensor sharded like `reference`, or `own` itself; never a copy or a transfer."""
     dtensor = _dtensor_class()
     if dtensor is None or not isinstance(reference, dtensor):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ def state_dict(collection: Collection, position: Position) -> dict[str, Any]:
         "skipped": [one.step for one in held if one.skipped],
     }
     snapshots = {one.step: one.snapshot for one in held} | collection.prepared
+    if collection.store.durable:
+        snapshots = {}
     return {
         "meta": json.dumps(meta),
         "snapshots": {_key(step): _named(collection, snapshot) for step, snapshot in snapshots.items()},
@@ -69,7 +71,11 @@ def load_state_dict(collection: Collection, state: Mapping[str, Any], *, replace
     # A smaller window takes the latest of what the saved one held.
     steps = {name: meta["windows"][name][-ring.window.size :] for name, ring in windows.rings.items()}
     wanted = sorted({step for held in steps.values() for step in held})
-    saved = {step: _tensors_of(state["snapshots"], _key(step), f"snapshot of update {step}") for step in wanted}
+    saved = {
+        step: _tensors_of(state["snapshots"], _key(step), f"snapshot of update {step}")
+        for step in wanted
+        if not collection.store.durable
+    }
     readings = {
         name: _tensors_of(state["running"], name, f"average {name!r}")
         for name, count in meta["running"].items()
@@ -90,7 +96,10 @@ def load_state_dict(collection: Collection, state: Mapping[str, Any], *, replace
         running[name].allocate()
         _check(named(running[name].state_parts()), tensors, f"the saved average {name!r}")
 
-    snapshots = _take_over(collection, saved)
+    if collection.store.durable:
+        snapshots = {step: collection.store.empty(step) for step in wanted}  # raises where it has not got one
+    else:
+        snapshots = _take_over(collection, saved)
     for ring in windows.rings.values():
         ring.held.clear()
     for step in wanted:
@@ -120,6 +129,23 @@ def prepare_to_load(collection: Collection, checkpoint: Any, key: str) -> None:
         raise LawaError(f"{checkpoint} holds no averager under {key!r}; it has {others}")
     prefix = f"{key}.snapshots."
     steps = {int(name[len(prefix) :].split(".")[0]) for name in names if name.startswith(prefix)}
+    running = [
+        name for name in collection.running if any(saved.startswith(f"{key}.running.{name}.") for saved in names)
+    ]
+    make_room(collection, steps, running)
+
+
+def room_of(meta: str) -> tuple[set[int], list[str]]:
+    """What `make_room` needs to be told for a state with this `meta`: snapshots' updates, running averages' names."""
+    told = json.loads(meta)
+    return (
+        {step for steps in told["windows"].values() for step in steps},
+        [name for name, count in told["running"].items() if count],
+    )
+
+
+def make_room(collection: Collection, steps: Iterable[int], running: Iterable[str]) -> None:
+    """Memory for these snapshots and running averages, to be loaded in place; what was held before is let go."""
     for name in collection.windows.rings:
         collection.windows.clear(name)
     while collection.prepared:
@@ -127,7 +153,7 @@ def prepare_to_load(collection: Collection, checkpoint: Any, key: str) -> None:
     collection.prepared = {step: collection.store.empty(step) for step in sorted(steps)}
     for name, average in collection.running.items():
         average.release()
-        if any(saved.startswith(f"{key}.running.{name}.") for saved in names):
+        if name in running:
             average.allocate()
 
 

@@ -1,4 +1,4 @@
-"""Where snapshots lie: on the model's own device, or on the host in pinned memory.
+"""Where snapshots lie: on the model's own device, or on the host in pinned memory; or where another store keeps them.
 
 A store hands out memory for a snapshot, fills it with the model's tensors as they are now, and takes it
 back; freed memory is used again, so that a steady-state capture allocates nothing. What a snapshot is for
@@ -7,9 +7,11 @@ back; freed memory is used again, so that a steady-state capture allocates nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from lawa.averaging.parameters import Group, Layout, Snapshot
 from lawa.errors import LawaError
@@ -18,7 +20,12 @@ PLACEMENTS = ("device", "host")
 
 
 class SnapshotStore(Protocol):
-    """What the averager asks of a store."""
+    """What the averager asks of a store.
+
+    durable  whether its snapshots outlive the process: then a saved state names them and does not carry them
+    """
+
+    durable: bool
 
     def capture(self, step: int) -> Snapshot:
         """A snapshot of the model's tensors as they are now, at update `step`; it owns its memory."""
@@ -44,9 +51,22 @@ class SnapshotStore(Protocol):
         """(device bytes, host bytes) of that many snapshots on this rank."""
         ...
 
+    def device(self, group: Group) -> torch.device:
+        """Where the snapshots of `group` are read, and their average is made."""
+        ...
+
+    def flats(self, index: int, snapshots: Sequence[Snapshot]) -> Sequence[Tensor] | Iterator[Tensor]:
+        """The flat tensors of the layout's `index`-th group: together, or one by one in memory that is used again."""
+        ...
+
+
+Placement = str | Callable[[Layout], SnapshotStore]
+
 
 class DeviceStore:
     """Snapshots beside the parameters. A capture is a `_foreach_copy_` and nothing else."""
+
+    durable = False
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -74,6 +94,12 @@ class DeviceStore:
         host = sum(group.nbytes for group in self.layout if group.device.type == "cpu")
         return (self.layout.nbytes - host) * snapshots, host * snapshots
 
+    def device(self, group: Group) -> torch.device:
+        return group.device
+
+    def flats(self, index: int, snapshots: Sequence[Snapshot]) -> Sequence[Tensor]:
+        return [snapshot[index] for snapshot in snapshots]
+
 
 class HostStore:
     """Snapshots in host memory; from a GPU, copied on a side stream while training goes on.
@@ -83,6 +109,8 @@ class HostStore:
     for the copy, which is a wait on the device and no host sync. Without a caller that promises to
     (`overlap=False`), a capture protects at once, and its copy delays the compute stream.
     """
+
+    durable = False
 
     def __init__(self, layout: Layout, *, overlap: bool) -> None:
         self.layout = layout
@@ -135,8 +163,17 @@ class HostStore:
     def nbytes(self, snapshots: int) -> tuple[int, int]:
         return 0, self.layout.nbytes * snapshots
 
+    def device(self, group: Group) -> torch.device:
+        return torch.device("cpu")
 
-def make_store(placement: str, layout: Layout, *, overlap: bool) -> SnapshotStore:
+    def flats(self, index: int, snapshots: Sequence[Snapshot]) -> Sequence[Tensor]:
+        return [snapshot[index] for snapshot in snapshots]
+
+
+def make_store(placement: Placement, layout: Layout, *, overlap: bool) -> SnapshotStore:
+    """The store that `placement` names, or makes of the layout."""
+    if callable(placement):
+        return placement(layout)
     if placement == "device":
         return DeviceStore(layout)
     if placement == "host":

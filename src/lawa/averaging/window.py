@@ -14,7 +14,7 @@ import torch
 
 from lawa.averaging.averages import Window
 from lawa.averaging.coefficients import coefficients, is_uniform
-from lawa.averaging.mean import average_into
+from lawa.averaging.mean import average_into, average_one_by_one
 from lawa.averaging.parameters import Layout, Part, Snapshot
 from lawa.averaging.stores import SnapshotStore
 
@@ -88,9 +88,13 @@ class Windows:
         for index, group in enumerate(self.layout):
             if group.moments and not moments:
                 continue
-            snapshots = [held.snapshot[index] for held in ring.held]
-            out = group.allocate(device=snapshots[0].device)
-            average_into(out, snapshots, weights, dtype=torch.promote_types(dtype, group.dtype))
+            flats = self.store.flats(index, [held.snapshot for held in ring.held])
+            out = group.allocate(device=self.store.device(group))
+            accumulate = torch.promote_types(dtype, group.dtype)
+            if isinstance(flats, Sequence):
+                average_into(out, flats, weights, dtype=accumulate)
+            else:
+                average_one_by_one(out, flats, len(ring.held), weights, dtype=accumulate)
             parts.append((group, out))
         return parts
 

@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from lawa.errors import LawaError
 
@@ -24,37 +26,77 @@ _PARTIAL = ".partial"
 
 @contextmanager
 def publish(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty directory to write into; publish it at `path` when the block ends without error."""
-    path = Path(path)
-    if path.exists():
-        raise LawaError(f"{path} exists already; remove it or choose another place")
-    partial = path.with_name(f".{path.name}{_PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """A directory to write into, which becomes `path` when the block ends without error."""
+    partial = begin(path)
     try:
         yield partial
-        write_manifest(partial)
-        partial.rename(path)
-        _to_disk(path.parent)
+        complete(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def write_manifest(directory: Path) -> None:
+def begin(path: str | os.PathLike[str]) -> Path:
+    """The empty hidden directory beside `path` that is to become it, for several processes to write into."""
+    path = Path(path)
+    if path.exists():
+        raise LawaError(f"{path} exists already; remove it or choose another place")
+    partial = hidden(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def complete(partial: Path, path: str | os.PathLike[str]) -> None:
+    """Make the written directory `partial` the published one at `path`."""
+    path = Path(path)
+    write_manifest(partial)
+    partial.rename(path)
+    _to_disk(path.parent)
+
+
+def hidden(path: Path) -> Path:
+    """Where a directory is while it is no longer, or not yet, whole."""
+    return path.with_name(f".{path.name}{_PARTIAL}")
+
+
+def link(source: Path, target: Path) -> None:
+    """The file or folder `source`, which never changes again, at `target` too: hard links where there are any."""
+    if source.is_dir():
+        target.mkdir(parents=True)
+        for entry in source.iterdir():
+            link(entry, target / entry.name)
+        return
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without them
+        shutil.copyfile(source, target)
+        _to_disk(target)
+
+
+def write_manifest(directory: Path, known: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> None:
     """Bring every file of `directory` to disk and list it in its manifest.
 
     A folder inside that has a manifest of its own is left out, so that it can be removed by itself.
+
+    known  entries of files that another manifest lists and that are on disk already: they are not read again
     """
     files = {}
     for file in sorted(_files(directory)):
-        files[file.relative_to(directory).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        _to_disk(file)
+        name = file.relative_to(directory).as_posix()
+        files[name] = known.get(name) or {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        if name not in known:
+            _to_disk(file)
     manifest = directory / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     _to_disk(manifest)
     for folder in {file.parent for file in _files(directory)} | {directory}:
         _to_disk(folder)
+
+
+def listed(path: Path) -> dict[str, dict[str, Any]]:
+    """{file: {"bytes", "sha256"}} of a published directory."""
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
 
 
 def is_published(path: str | os.PathLike[str]) -> bool:
@@ -67,8 +109,7 @@ def verify(path: str | os.PathLike[str], *, digests: bool = True) -> None:
     path = Path(path)
     if not is_published(path):
         raise LawaError(f"{path} has no {MANIFEST}: it was never finished; remove it")
-    listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    for name, expected in listed.items():
+    for name, expected in listed(path).items():
         file = path / name
         if not file.is_file():
             raise LawaError(f"{file} is missing, though {path / MANIFEST} lists it")
@@ -89,10 +130,10 @@ def sweep(parent: str | os.PathLike[str]) -> None:
 def remove(path: str | os.PathLike[str]) -> None:
     """Remove a published directory; hidden first, so that nobody ever reads half of it."""
     path = Path(path)
-    hidden = path.with_name(f".{path.name}{_PARTIAL}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden)
+    leaving = hidden(path)
+    shutil.rmtree(leaving, ignore_errors=True)
+    path.rename(leaving)
+    shutil.rmtree(leaving)
 
 
 def sha256(file: Path) -> str:

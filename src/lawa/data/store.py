@@ -1,55 +1,70 @@
-"""The token store: a corpus as token ids on disk, built once, opened in constant time.
+"""The token store: sources as token ids on disk, built once, opened in constant time.
 
-STORE/train.bin  validation.bin   little-endian uint16 (vocabularies up to 65,536) or uint32;
-                                  after every document one end-of-text token
+STORE/train/NAME.bin              little-endian uint16 (vocabularies up to 65,536) or uint32;
+      validation/NAME.bin         after every document one end-of-text token
+STORE/SPLIT/NAME.documents.bin    int64: where each document begins, in tokens, and where the last one ends
+STORE/files/SPLIT.NAME.jsonl      a line a file that data.SPLIT's source NAME was read from: name, bytes, mtime_ns,
+                                  sha256, and its documents by split
 STORE/tokenizer/                  what the ids mean; transformers' AutoTokenizer reads it
-STORE/documents.jsonl             a line a document: split, name, bytes and sha256 of its text,
-                                  offset and tokens (the end of text included) in its split's file
 STORE/store.json                  what `TokenStore.info` holds
 STORE/manifest.json               written last: a directory without it does not exist
+
+Megatron's token files stay where they are; the store refers to them.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lawa.checkpoints.publish import publish, sha256, verify
-from lawa.data.corpus import Document, StrPath
-from lawa.data.request import Request, Text, read
-from lawa.data.tokenizer import encode, load, train, vocabulary_size
-from lawa.errors import LawaError, require
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-FORMAT = 1
-
-Progress = Callable[[int, int], None]  # (bytes of text done, bytes of text in all)
+from lawa.checkpoints.publish import verify
+from lawa.data.building import FORMAT, Progress, write
+from lawa.data.files import StrPath
+from lawa.data.megatron import Megatron, open_megatron
+from lawa.data.request import SPLITS, Text, look
+from lawa.errors import LawaError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenStore:
     """An open token store; the arrays are read-only memory maps.
 
-    train, validation  token ids, uint16 or uint32 [tokens]
-    info               format, dtype, vocab_size, end_of_text, digest; `splits` (per split documents, bytes of
-                       text, tokens, sha256 of its file), `tokenizer` (where it came from) and `request`
+    train, validation  source → token ids [tokens]: uint16 or uint32, of Megatron's files their own dtype
+    info               format, vocab_size, end_of_text, digest; `splits` (per split documents, bytes of text, tokens,
+                       and the same of each of its `sources`, with dtype, weight and sha256), `tokenizer` and `sources`
+                       (where they came from), `versions`, and `request`
     """
 
     path: Path
-    train: NDArray[np.unsignedinteger]
-    validation: NDArray[np.unsignedinteger]
+    train: dict[str, NDArray[np.integer]]
+    validation: dict[str, NDArray[np.integer]]
     info: dict[str, Any]
+
+    @property
+    def train_tokens(self) -> int:
+        """Training tokens of all sources."""
+        return self.info["splits"]["train"]["tokens"]
+
+    @property
+    def validation_tokens(self) -> int:
+        """Held-out tokens of all sources."""
+        return self.info["splits"]["validation"]["tokens"]
+
+    @property
+    def weights(self) -> dict[str, dict[str, float]]:
+        """Split → source → the weight that it was built with."""
+        return {
+            split: {name: source["weight"] for name, source in self.info["splits"][split]["sources"].items()}
+            for split in SPLITS
+        }
 
     @property
     def vocab_size(self) -> int:
@@ -68,20 +83,33 @@ class TokenStore:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over dtype and token files: stores with the same digest hold the same ids."""
+        """SHA-256 over dtypes and tokens: stores with the same digest hold the same ids in sources in the same order.
+
+        Of Megatron's files it covers the index, and the tokens by a sample of up to 32 MiB.
+        """
         return self.info["digest"]
 
-    def documents(self) -> Iterator[dict[str, Any]]:
-        """The lines of documents.jsonl: training, then validation, each in the order of its token file."""
-        with (self.path / "documents.jsonl").open(encoding="utf-8") as file:
-            for line in file:
+    def documents(self, split: str, name: str) -> NDArray[np.int64]:
+        """Where each document of a source begins in its array, and where the last one ends: int64 [documents + 1]."""
+        source = self.info["splits"][split]["sources"][name]
+        if "megatron" in source:
+            offsets, (first, end) = open_megatron(source["megatron"]).offsets(), source["span"]
+            return offsets[(offsets >= first) & (offsets <= end)] - first
+        return np.memmap(self.path / split / f"{name}.documents.bin", dtype="<i8", mode="r")
+
+    def files(self, part: str) -> Iterator[dict[str, Any]]:
+        """What is known of each file that a source ("train.NAME", "validation.NAME") was read from."""
+        listing = self.path / "files" / f"{part}.jsonl"
+        with listing.open(encoding="utf-8") as lines:
+            for line in lines:
                 yield json.loads(line)
 
 
 def open_store(path: StrPath) -> TokenStore:
     """Open the store at `path`. The sizes of its files are checked; their digests, which take a full read, are not.
 
-    Raises LawaError when there is none, and when it is damaged or of another format.
+    Raises LawaError when there is none, when it is damaged or of another format, and when Megatron's files are no
+    longer those that it was built with.
     """
     path = Path(path)
     if not path.is_dir():
@@ -99,39 +127,74 @@ def open_store(path: StrPath) -> TokenStore:
             f"{path} is a token store of format {info['format']}, and this version reads format {FORMAT}; "
             "choose another data.store, or remove it and build it again"
         )
-    ids = {split: np.memmap(path / f"{split}.bin", dtype=info["dtype"], mode="r") for split in info["splits"]}
+    ids = {
+        split: {name: _ids(path, split, name, source) for name, source in info["splits"][split]["sources"].items()}
+        for split in SPLITS
+    }
     return TokenStore(path=path, train=ids["train"], validation=ids["validation"], info=info)
 
 
-def build(path: StrPath, *, progress: Progress | None = None, **text: Unpack[Text]) -> TokenStore:
+def build(
+    path: StrPath, *, workers: int | None = None, progress: Progress | None = None, **text: Unpack[Text]
+) -> TokenStore:
     """Tokenize a text (`request.Text` lists the keywords) into a new store, which appears whole or not at all.
 
-    Documents are read and encoded one at a time, so memory grows with the largest of them and not with the
-    corpus; `progress` is called after each. Raises LawaError where the text, the tokenizer or the place will not
-    do.
-    """
-    return _write(Path(path), read(**text), progress)
-
-
-def build_or_open(path: StrPath, *, progress: Progress | None = None, **text: Unpack[Text]) -> TokenStore:
-    """The store at `path`, built first if there is none, opened if it was built from this very request.
-
-    The text is read through in either case, to compare it. Of several processes that ask at once, one builds and
-    the others wait. Raises LawaError naming what differs when the store was built from another text or settings.
+    Documents are read in order and encoded on `workers` threads (default: one a core), with the same bytes for any
+    number; memory does not grow with the corpus. `progress` is called as text is done. Raises LawaError where the
+    text, the tokenizer or the place will not do.
     """
     path = Path(path)
-    request = read(**text)
+    write(path, look(**text), workers, progress)
+    return open_store(path)
+
+
+def build_or_open(
+    path: StrPath, *, workers: int | None = None, progress: Progress | None = None, **text: Unpack[Text]
+) -> TokenStore:
+    """The store at `path`, built first if there is none, opened if it was built from this very request.
+
+    Files whose size and time of change are as they were when it was built are not read again; others are, to compare
+    them. Of a dataset its description is compared. Of several processes that ask at once, one builds and the others
+    wait. Raises LawaError naming what differs when the store was built from another text or settings.
+    """
+    path = Path(path)
+    request = look(**text)
     if not path.exists():
         with _alone(path):
             if not path.exists():
-                return _write(path, request, progress)
+                write(path, request, workers, progress)
+                return open_store(path)
     store = open_store(path)
-    if differences := request.differences(store.info["request"], store.documents):
+    if differences := request.differences(store.info["request"], store.files):
         raise LawaError(
             f"{path} was built from another request ({'; '.join(differences)}); "
             "choose another data.store, or remove it to have it built again"
         )
     return store
+
+
+def _ids(path: Path, split: str, name: str, source: dict[str, Any]) -> NDArray[np.integer]:
+    if "megatron" not in source:
+        return np.memmap(path / split / f"{name}.bin", dtype=source["dtype"], mode="r")
+    given = open_megatron(source["megatron"])
+    _refuse_altered(path, given, source)
+    first, end = source["span"]
+    return given.ids[first:end]
+
+
+def _refuse_altered(path: Path, given: Megatron, source: dict[str, Any]) -> None:
+    """Raise LawaError unless Megatron's files are those of the store; they are read only if they were touched."""
+    there, digests = source["files"], None
+    for file in given.files:
+        suffix = file.path.suffix
+        known = there[suffix]
+        if (file.bytes, file.mtime_ns) != (known["bytes"], known["mtime_ns"]):
+            digests = digests or given.digests()
+            if file.bytes != known["bytes"] or digests[suffix] != known["sha256"]:
+                raise LawaError(
+                    f"{file.path} is not the file that the token store {path} was built with; put it back, or remove "
+                    "the store and build it again"
+                )
 
 
 @contextmanager
@@ -141,69 +204,3 @@ def _alone(path: Path) -> Iterator[None]:
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _write(path: Path, request: Request, progress: Progress | None) -> TokenStore:
-    with publish(path) as partial:
-        tokenizer, provenance = _tokenizer(request)
-        tokenizer.save_pretrained(partial / "tokenizer")
-        vocab_size = vocabulary_size(tokenizer)
-        dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
-        done, total = 0, sum(document.bytes for side in request.documents.values() for document in side)
-        splits = {}
-        with (partial / "documents.jsonl").open("w", encoding="utf-8") as listing:
-            for split, documents in request.documents.items():
-                file = partial / f"{split}.bin"
-                with file.open("wb") as ids:
-                    for line in _encode(documents, tokenizer, dtype, ids):
-                        listing.write(json.dumps({"split": split, **line}) + "\n")
-                        done += line["bytes"]
-                        if progress:
-                            progress(done, total)
-                splits[split] = {
-                    "documents": len(documents),
-                    "bytes": sum(document.bytes for document in documents),
-                    "tokens": file.stat().st_size // np.dtype(dtype).itemsize,
-                    "sha256": sha256(file),
-                }
-        files = " ".join([dtype, *(split["sha256"] for split in splits.values())])
-        info = {
-            "format": FORMAT,
-            "dtype": dtype,
-            "vocab_size": vocab_size,
-            "end_of_text": tokenizer.eos_token_id,
-            "digest": hashlib.sha256(files.encode()).hexdigest(),
-            "splits": splits,
-            "tokenizer": provenance,
-            "request": request.record,
-        }
-        (partial / "store.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    return open_store(path)
-
-
-def _tokenizer(request: Request) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
-    """The request's tokenizer and where it came from. It is trained on training documents and no others."""
-    versions = {name: require(name, extra="train").__version__ for name in ("tokenizers", "transformers")}
-    if request.tokenizer is not None:
-        return load(request.tokenizer), {"given": str(request.tokenizer), "versions": versions}
-    assert request.vocab_size is not None
-    texts = (document.text() for document in request.documents["train"])
-    return train(texts, request.vocab_size), {"trained": request.vocab_size, "versions": versions}
-
-
-def _encode(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, dtype: str, out: IO[bytes]
-) -> Iterator[dict[str, Any]]:
-    """Write the ids of `documents` to `out`, and yield the line that describes each when it is written."""
-    offset = 0
-    for document in documents:
-        ids = np.array([*encode(tokenizer, document.text()), tokenizer.eos_token_id], dtype=dtype)
-        out.write(ids.tobytes())
-        yield {
-            "name": document.name,
-            "bytes": document.bytes,
-            "sha256": document.sha256,
-            "offset": offset,
-            "tokens": len(ids),
-        }
-        offset += len(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -27,17 +28,27 @@ def evaluate(
     *,
     batch: int,
     autocast: AbstractContextManager[object] | None = None,
+    share: tuple[int, int] = (0, 1),
+    total: Callable[[float], float] = float,
 ) -> float:
-    """Mean loss a token over `sequences` [n, context + 1], in nats, summed in float64. Leaves the model's mode."""
+    """Mean loss a token over `sequences` [n, context + 1], in nats, summed in float64. Leaves the model's mode.
+
+    share  this process's number and how many there are: each takes every so-many-th batch
+    total  the sum over them of a float
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    total = 0.0
+    rank, world = share
+    summed = 0.0
     try:
         with autocast or nullcontext():
-            for start in range(0, len(sequences), batch):
-                part = torch.from_numpy(sequences[start : start + batch]).to(device)
-                total += float(token_loss(model, part)) * len(part)
+            for first in range(0, len(sequences), batch * world):
+                # A sharded model's forward needs every process, so one without a batch left repeats the first.
+                start = first + rank * batch
+                own = sequences[start : start + batch]
+                part = torch.from_numpy(own if len(own) else sequences[:batch]).to(device)
+                summed += float(token_loss(model, part)) * len(own)
     finally:
         model.train(was_training)
-    return total / len(sequences)
+    return total(summed) / len(sequences)

@@ -17,6 +17,7 @@ from lawa.pretrain.sections.averaging import AveragingConfig
 from lawa.pretrain.sections.data import DataConfig
 from lawa.pretrain.sections.model import ModelConfig
 from lawa.pretrain.sections.output import CheckpointsConfig, EvaluationConfig
+from lawa.pretrain.sections.tracking import TrackingConfig
 from lawa.pretrain.sections.training import TrainingConfig
 from lawa.pretrain.settings import build, check_seed, merge, setting
 
@@ -31,18 +32,17 @@ class Config:
     averaging: AveragingConfig
     evaluation: EvaluationConfig
     checkpoints: CheckpointsConfig
+    tracking: TrackingConfig
     seed: int = setting(0, "of the initial weights and the order of the data")
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
         self.averaging.check_reached(self.training.updates)
+        self.averaging.check_on_disk(self.checkpoints.every)
 
     def without_effect(self) -> list[str]:
         """A sentence for every setting that changes nothing in this run."""
-        training = self.training
-        if training.min_lr and training.schedule == "constant":
-            return [f"training.min_lr={training.min_lr} has no effect with training.schedule='constant'"]
-        return []
+        return self.training.without_effect()
 
     @property
     def tokens_per_update(self) -> int:
@@ -50,7 +50,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings, as they are written to RUN/config.yaml: with absolute paths."""
-        return dataclasses.asdict(dataclasses.replace(self, data=self.data.absolute()))
+        return dataclasses.asdict(dataclasses.replace(self, model=self.model.absolute(), data=self.data.absolute()))
 
 
 def load(path: str | Path, *, arm: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:

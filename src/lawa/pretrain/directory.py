@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,24 +35,37 @@ def check_new(run: Path) -> None:
         raise UsageError(f"{run} exists already and is no run; choose another --output")
 
 
-def check_resumable(run: Path) -> tuple[int, Path]:
-    """The latest checkpoint's update and directory; raise unless `run` was started, saved and is not finished."""
+def check_run(run: Path) -> None:
+    """Raise unless `run` was started."""
     if not (run / CONFIG).is_file():
         raise UsageError(f"{run} is no run (it has no {CONFIG}); start one with: lawa train CONFIG.yaml --output RUN")
-    if is_published(run / FINAL):
-        raise LawaError(f"{run} is finished; its model is in {run / FINAL}")
+
+
+def check_resumable(run: Path, *, updates: int | None = None) -> tuple[int, Path]:
+    """The latest checkpoint's update and directory; raise unless `run` was started, saved and is not finished.
+
+    updates  how many it is to have; more than a finished run has had are a way on
+    """
+    check_run(run)
     found = latest(run)
+    if is_published(run / FINAL) and (found is None or updates is None or updates <= found[0]):
+        raise LawaError(
+            f"{run} is finished; its model is in {run / FINAL}. To train on, give --training.updates more than it had"
+        )
     if found is None:
         raise _nothing_saved(run)
     return found
 
 
+def resumable(checkpoints: Path) -> dict[int, Path]:
+    """{update: directory} of the checkpoints that training can go on from, oldest first."""
+    return {update: path for update, path in step_directories(checkpoints).items() if is_published(path / TRAINING)}
+
+
 def latest(run: Path) -> tuple[int, Path] | None:
     """(update, directory) of the latest checkpoint that training can go on from."""
-    for update, path in reversed(step_directories(run / CHECKPOINTS).items()):
-        if is_published(path / TRAINING):
-            return update, path
-    return None
+    found = resumable(run / CHECKPOINTS)
+    return max(found.items()) if found else None
 
 
 def way_on(run: Path) -> str:
@@ -76,16 +88,6 @@ def alone(run: Path) -> Iterator[None]:
         except BlockingIOError:
             raise LawaError(f"{run} is being trained by another process; wait for it, or choose another run") from None
         yield
-
-
-def check_one_process() -> None:
-    """Raise in a process that a launcher has started as one of several."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if int(size) > 1:
-        raise UsageError(
-            f"this version trains in one process; start it without a launcher (WORLD_SIZE={size}), "
-            "or use lawa.WeightAverager in a distributed loop of your own"
-        )
 
 
 def _nothing_saved(run: Path) -> UsageError:

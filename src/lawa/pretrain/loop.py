@@ -2,13 +2,15 @@
 
     lawa train CONFIG.yaml --output RUN      lawa train --resume RUN
 
-Around update t: optimizer step → capture θ_t → evaluate the plain weights and the averages → save the
-checkpoint (of θ_t; a due replacement is pending in it) → replacement → next batch. So a run resumed from
-the checkpoint carries out the pending replacement first, and has the bits of one never interrupted.
+Around update t: optimizer step → capture θ_t → evaluate the plain weights and the averages → copy the checkpoint
+(of θ_t; a due replacement is pending in it), which is written while training goes on → replacement → next batch.
+So a run resumed from the checkpoint carries out the pending replacement first, and has the bits of one never
+interrupted. Whatever is drawn at random in an update is drawn from its number, so no generator is saved either.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -22,10 +24,14 @@ from lawa.averaging.averager import WeightAverager
 from lawa.data.order import batch
 from lawa.errors import LawaError
 from lawa.evaluation.loss import evaluate, token_loss
-from lawa.pretrain import checkpoint
+from lawa.pretrain.checkpoint.checkpoints import Checkpoints
+from lawa.pretrain.checkpoint.position import Position
 from lawa.pretrain.progress import Progress
+from lawa.pretrain.ranks import norm_of
 from lawa.pretrain.schedules import learning_rate
 from lawa.pretrain.setup import Setup
+from lawa.pretrain.signals import Stop, Stopped
+from lawa.pretrain.trackers import Trackers
 from lawa.records import Records
 
 
@@ -33,49 +39,70 @@ class Loop:
     """One run, from the update after `position` to its last."""
 
     def __init__(
-        self, run: Path, setup: Setup, records: Records, progress: Progress, position: checkpoint.Position | None = None
+        self,
+        run: Path,
+        setup: Setup,
+        records: Records,
+        progress: Progress,
+        position: Position | None = None,
+        *,
+        trackers: Trackers | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.run = run
         self.setup = setup
         self.config = setup.config
+        self.ranks = setup.ranks
         self.averager = setup.averager
         self.records = records
         self.progress = progress
-        self.position = position or checkpoint.Position()
+        self.position = position or Position()
+        self.trackers = trackers
+        self.stop = stop or Stop()
+        self.checkpoints = Checkpoints(run, setup, records)
         self._loss_sum = torch.zeros((), device=setup.device)  # since the last line of training loss
         self._loss_count = 0
+        self._skipped = False  # whether the loss scaler skipped the last update
 
     def train(self) -> dict[str, float]:
-        """Train to the end and publish the final model; return the last validation losses by name, in nats."""
+        """Train to the end and publish the final model; return the last validation losses by name, in nats.
+
+        Raises Stopped where a signal asked for it, with a checkpoint of the last update on disk.
+        """
         last = self.config.training.updates
         self.replace()
         for t in range(self.position.update + 1, last + 1):
             self.position.update = t
             self.position.losses = {}
-            evaluating = t % self.config.evaluation.every == 0 or t == last
-            saving = t % self.config.checkpoints.every == 0 or t == last
             lr, norm = self.step(t)
-            if self.averager is not None:
-                due = any(average.cadence.due(t) for average in self.averager.averages.values())
-                with self.clock("averaging") if due else nullcontext():
-                    self.averager.capture(t)
+            self.capture(t)
+            stopping = self.ranks.most(self.stop.asked)
+            evaluating = t % self.config.evaluation.every == 0 or t == last
+            saving = t % self.config.checkpoints.every == 0 or t == last or bool(stopping)
             if t % self.config.training.log_every == 0 or saving:
                 self.log(lr, norm)
             if evaluating or saving:
                 self.look(evaluating=evaluating, saving=saving)
             if saving:
                 with self.clock("checkpoints"):
-                    checkpoint.save(self.run, self.setup, self.records, self.position)
+                    self.checkpoints.save(self.position)
+            self.checkpoints.check()
+            if stopping and t < last:
+                self.checkpoints.wait()
+                raise Stopped(stopping, t)
             self.replace()
+        with self.clock("checkpoints"):
+            self.checkpoints.wait()
         # Last of all comes what says that the run is finished.
         self.write("end", seconds={what: round(spent, 3) for what, spent in self.position.seconds.items()})
-        checkpoint.save_final(self.run, self.setup)
+        self.checkpoints.save_final()
         return self.position.losses
 
     def step(self, t: int) -> tuple[float, torch.Tensor]:
         """One optimizer update on batch t; its learning rate and gradient norm."""
-        training, setup = self.config.training, self.setup
+        training, setup, scaler = self.config.training, self.setup, self.setup.scaler
         with self.clock("training"):
+            torch.manual_seed(_draw(self.config.seed, t, self.ranks.rank))
             lr = learning_rate(
                 t,
                 schedule=training.schedule,
@@ -87,39 +114,58 @@ class Loop:
             )
             for group in setup.optimizer.param_groups:
                 group["lr"] = lr
-            sequences = torch.from_numpy(batch(setup.store.train, setup.order, t)).to(setup.device)
-            parts = sequences.split(training.micro_batch or training.batch)
-            for part in parts:
-                with setup.autocast():
-                    loss = token_loss(setup.model, part) / len(parts)
-                loss.backward()
+            sequences = batch(setup.store.train, setup.order, t, self.ranks.rows)
+            parts = torch.from_numpy(sequences).to(setup.device).split(self.ranks.micro_batch)
+            for i, part in enumerate(parts, start=1):
+                with self.ranks.accumulating(setup.module, last=i == len(parts)):
+                    with setup.autocast():
+                        loss = token_loss(setup.module, part) / len(parts)
+                    (loss if scaler is None else scaler.scale(loss)).backward()
                 self._loss_sum += loss.detach()
+            if scaler is not None:
+                scaler.unscale(setup.optimizer)
             norm = clip_grad_norm_(setup.model.parameters(), training.clip or math.inf)
-            setup.optimizer.step()
+            if scaler is None:
+                setup.optimizer.step()
+            else:
+                self._skipped = not scaler.step(setup.optimizer)
             setup.optimizer.zero_grad()
         self._loss_count += 1
         return lr, norm
 
+    def capture(self, t: int) -> None:
+        """Capture θ_t for every average that is due."""
+        if self.averager is None:
+            return
+        due = any(average.cadence.due(t) for average in self.averager.averages.values())
+        with self.clock("averaging") if due else nullcontext():
+            self.averager.capture(t, skipped=self._skipped)
+
     def log(self, lr: float, norm: torch.Tensor) -> None:
         """Write the mean training loss since the last line; where it or the gradient is not finite the run ends.
 
-        Logged before anything is saved: a gradient that is not finite has made weights that are not.
+        Logged before anything is saved: a gradient that is not finite has made weights that are not. (Under a loss
+        scaler it has not: that update was skipped.)
         """
         with self.clock("training"):
-            loss, grad_norm = float(self._loss_sum) / self._loss_count, float(norm)
+            (total,) = self.ranks.total(float(self._loss_sum))
+            loss, grad_norm = total / self._loss_count / self.ranks.world, norm_of(norm)
             self._loss_sum.zero_()
             self._loss_count = 0
-            self.write("train", loss=loss, lr=lr, grad_norm=grad_norm)
+            scaler = self.setup.scaler
+            scale = {} if scaler is None else {"loss_scale": scaler.scale_now}
+            shown = None if self._skipped and not math.isfinite(grad_norm) else grad_norm
+            self.write("train", loss=loss, lr=lr, grad_norm=shown, **scale)
         self.progress.trained(self.position.update, loss)
-        for what, value in (("training loss", loss), ("gradient norm", grad_norm)):
-            if not math.isfinite(value):
+        for what, value in (("training loss", loss), ("gradient norm", shown)):
+            if value is not None and not math.isfinite(value):
                 raise LawaError(
                     f"{self.run}: the {what} is {value} at update {self.position.update}; earlier checkpoints are "
                     "whole. Lower training.lr or lengthen training.warmup, and start anew"
                 )
 
     def look(self, *, evaluating: bool, saving: bool) -> None:
-        """Evaluate the plain weights and each ready average, and publish the averages; each is put in place once."""
+        """Evaluate the plain weights and each ready average, and take the averages that are published."""
         averager, losses = self.averager, self.position.losses
         if evaluating:
             losses["plain"] = self.loss()
@@ -135,7 +181,7 @@ class Loop:
                     losses[name] = self.loss()
                 if publishing:
                     with self.clock("checkpoints"):
-                        checkpoint.save_average(self.run, self.setup, name, self.position)
+                        self.checkpoints.save_average(name, self.position)
         if evaluating:
             self.write("evaluation", losses=losses, snapshots=_counts(averager, losses))
             self.progress.evaluated(self.position.update, losses)
@@ -159,15 +205,25 @@ class Loop:
 
     def loss(self) -> float:
         """The validation loss of the weights that the model has now."""
-        setup = self.setup
+        setup, ranks = self.setup, self.ranks
         with self.clock("evaluation"):
             return evaluate(
-                setup.model, setup.validation, batch=self.config.evaluation.batch, autocast=setup.autocast()
+                setup.model,
+                setup.validation,
+                batch=self.config.evaluation.batch,
+                autocast=setup.autocast(),
+                share=(ranks.rank, ranks.world),
+                total=lambda mine: ranks.total(mine)[0],
             )
 
     def write(self, kind: str, **fields: object) -> None:
+        if not self.ranks.main:
+            return
         t = self.position.update
-        self.records.append(kind, t, tokens=t * self.config.tokens_per_update, **fields)
+        told = {"tokens": t * self.config.tokens_per_update, **fields}
+        self.records.append(kind, t, **told)
+        if self.trackers is not None:
+            self.trackers.log(kind, t, told)
 
     @contextmanager
     def clock(self, what: str) -> Iterator[None]:
@@ -187,6 +243,11 @@ class Loop:
         """Until a GPU has done what it was given; of its streams this one alone, so copies to the host go on."""
         if self.setup.device.type == "cuda":
             torch.cuda.current_stream(self.setup.device).synchronize()
+
+
+def _draw(seed: int, t: int, rank: int) -> int:
+    """The seed of what update t draws on a rank (dropout): nothing of a generator is carried from update to update."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {t} {rank}".encode(), digest_size=7).digest())
 
 
 def _counts(averager: WeightAverager | None, losses: dict[str, float]) -> dict[str, int]:

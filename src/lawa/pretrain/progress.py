@@ -66,7 +66,7 @@ class Progress:
 
 
 @contextmanager
-def tokenizing(console: Console) -> Iterator[Callable[[int, int], None]]:
+def tokenizing(console: Console) -> Iterator[Callable[[int, int | None], None]]:
     """A callback for the token store's (bytes done, bytes in all); shown only when there is something to tokenize."""
     bar = RichProgress(
         TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
@@ -74,9 +74,9 @@ def tokenizing(console: Console) -> Iterator[Callable[[int, int], None]]:
     )  # fmt: skip
     task = bar.add_task("tokenize", total=None, visible=False)
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int | None) -> None:
         bar.update(task, completed=done, total=total, visible=True)
-        if done == total and not console.is_terminal:
+        if total is not None and done == total and not console.is_terminal:
             console.print(f"tokenized {readable(total)} of text")
 
     with bar:

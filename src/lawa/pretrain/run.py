@@ -1,4 +1,4 @@
-"""A run's directory from the outside: start it, go on with it.
+"""A run's directory from the outside: start it, go on with it. Every process of a run calls the same.
 
 RUN/config.yaml  run.json  metrics.jsonl  checkpoints/  averages/  final/
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +17,116 @@ import torch
 import yaml
 from rich.console import Console
 
-from lawa.checkpoints.publish import sweep
+from lawa.checkpoints.publish import is_published, remove, sweep
 from lawa.data.store import TokenStore, open_store
 from lawa.errors import LawaError
-from lawa.pretrain import checkpoint
+from lawa.pretrain import changes
+from lawa.pretrain.checkpoint.checkpoints import provenance
+from lawa.pretrain.checkpoint.load import load
+from lawa.pretrain.checkpoint.position import Position
 from lawa.pretrain.config import Config, read_yaml
-from lawa.pretrain.directory import CHECKPOINTS, CONFIG, LOCK, alone, check_new, check_one_process, check_resumable
+from lawa.pretrain.directory import (
+    CHECKPOINTS,
+    CONFIG,
+    FINAL,
+    LOCK,
+    alone,
+    check_new,
+    check_resumable,
+    check_run,
+    way_on,
+)
 from lawa.pretrain.loop import Loop
+from lawa.pretrain.model import shape_of
 from lawa.pretrain.progress import Progress, tokenizing
-from lawa.pretrain.settings import build
+from lawa.pretrain.ranks import Ranks
+from lawa.pretrain.settings import build, merge
 from lawa.pretrain.setup import Setup, prepare, store_path
+from lawa.pretrain.signals import Stop
 from lawa.pretrain.table import table
+from lawa.pretrain.trackers import Trackers
 from lawa.records import Records, write_json
 
 
 def start(config: Config, run: Path, *, console: Console | None = None) -> dict[str, float]:
-    """Train `config` from scratch in the new directory `run`; the last validation losses by name, in nats."""
-    console = console or Console(stderr=True, highlight=False)
-    check_one_process()
-    check_new(run)
-    run.mkdir(parents=True, exist_ok=True)
-    with alone(run):
-        check_new(run)  # again, now that no other process can start one in it
+    """Train `config` from scratch in the new directory `run`; the last validation losses by name, in nats.
+
+    Raises signals.Stopped when SIGTERM or Ctrl-C stopped it, with a checkpoint.
+    """
+    with ExitStack() as held:
+        ranks = _ranks(config, held)
+        console = _console(console, ranks)
+        with ranks.main_first():
+            if ranks.main:
+                check_new(run)
+                run.mkdir(parents=True, exist_ok=True)
+                held.enter_context(alone(run))
+                check_new(run)  # again, now that no other process can start one in it
         try:
             with tokenizing(console) as progress:
-                setup = prepare(config, run, progress=progress)
+                setup = prepare(config, run, ranks=ranks, progress=progress)
         except BaseException:
-            if [entry.name for entry in run.iterdir()] == [LOCK]:
+            if ranks.main and [entry.name for entry in run.iterdir()] == [LOCK]:
                 shutil.rmtree(run)  # nothing was begun: the same command works again once its cause is mended
             raise
-        (run / CONFIG).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-        write_json(run / "run.json", _describe(run, setup))
+        if ranks.main:
+            _write_config(run, config)
+            write_json(run / "run.json", _describe(run, setup))
         console.print(table(setup, run))
         for sentence in config.without_effect():
             _warn(console, sentence)
         return _train(run, setup, console, None)
 
 
-def resume(run: Path, *, console: Console | None = None) -> dict[str, float]:
-    """Go on with the run in `run` from its latest checkpoint, as RUN/config.yaml says. The text is not needed."""
-    console = console or Console(stderr=True, highlight=False)
-    check_one_process()
-    check_resumable(run)
-    with alone(run):
-        update, directory = check_resumable(run)  # again, now that no other process goes on with it
-        config: Config = build(Config, read_yaml(run / CONFIG))
-        described = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        for parent in (run, run / CHECKPOINTS, *(run / "averages").glob("*")):
-            sweep(parent)
-        setup = prepare(config, run, store=_same_store(store_path(config, run), described["data"]["digest"]))
-        position = checkpoint.load(run, directory, setup, Records(run / "metrics.jsonl"))
-        threads = torch.get_num_threads()
-        resumed = {"update": update, "threads": threads, **checkpoint.provenance()}
-        described.setdefault("resumed", []).append(resumed)
-        write_json(run / "run.json", described)
+def resume(
+    run: Path, *, overrides: Mapping[str, Any] | None = None, force: bool = False, console: Console | None = None
+) -> dict[str, float]:
+    """Go on with the run in `run` from its latest checkpoint, as RUN/config.yaml says. The text is not needed.
+
+    overrides  settings laid over it; one that changes what the run is needs `force`, and is recorded
+    """
+    check_run(run)
+    config: Config = build(Config, merge(read_yaml(run / CONFIG), overrides or {}))
+    described = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    changed = changes.between(described["config"], config.to_dict())
+    changes.check(changed, force=force)
+    check_resumable(run, updates=config.training.updates)
+    with ExitStack() as held:
+        ranks = _ranks(config, held)
+        console = _console(console, ranks)
+        with ranks.main_first():
+            if ranks.main:
+                held.enter_context(alone(run))
+                # Again, now that no other process goes on with it.
+                check_resumable(run, updates=config.training.updates)
+                for parent in (run, run / CHECKPOINTS, *(run / "averages").glob("*")):
+                    sweep(parent)
+        update, directory = check_resumable(run, updates=config.training.updates)
+        store = _same_store(store_path(config, run), described["data"]["digest"])
+        setup = prepare(config, run, ranks=ranks, store=store, given=shape_of(directory))
+        position = load(run, directory, setup, Records(run / "metrics.jsonl"))
+        if ranks.main:
+            if is_published(run / FINAL):  # of fewer updates
+                remove(run / FINAL)
+            _write_config(run, config)
+            write_json(run / "run.json", _resumed(described, setup, update, changed))
         console.print(f"{run}: going on after update {update} of {config.training.updates}", soft_wrap=True)
-        if threads != described["threads"]:
-            began = described["threads"]
-            _warn(console, f"the run began on {began} threads and goes on on {threads}, which rounds otherwise")
+        for what, now in (("threads", torch.get_num_threads()), ("processes", ranks.world)):
+            if now != (began := described[what]):
+                _warn(console, f"the run began on {began} {what} and goes on on {now}, which rounds otherwise")
+        for path, (was, is_) in changed.items():
+            console.print(f"{path}: {was} → {is_}", soft_wrap=True, markup=False)
         return _train(run, setup, console, position)
+
+
+def _ranks(config: Config, held: ExitStack) -> Ranks:
+    ranks = Ranks(config.training)
+    held.callback(ranks.close)
+    return ranks
+
+
+def _console(console: Console | None, ranks: Ranks) -> Console:
+    return (console or Console(stderr=True, highlight=False)) if ranks.main else Console(quiet=True)
 
 
 def _same_store(path: Path, digest: str) -> TokenStore:
@@ -91,19 +144,83 @@ def _warn(console: Console, sentence: str) -> None:
     console.print(f"warning: {sentence}", soft_wrap=True, markup=False)
 
 
-def _train(run: Path, setup: Setup, console: Console, position: checkpoint.Position | None) -> dict[str, float]:
+def _train(run: Path, setup: Setup, console: Console, position: Position | None) -> dict[str, float]:
     config = setup.config
     progress = Progress(updates=config.training.updates, tokens_per_update=config.tokens_per_update, console=console)
-    with progress.running(position.update if position else 0):
-        return Loop(run, setup, Records(run / "metrics.jsonl"), progress, position).train()
+    done = position.update if position else 0
+    trackers = Trackers.start(
+        setup.ranks.accelerator, config, run, done if position else None, warn=lambda text: _warn(console, text)
+    )
+    stop = Stop()
+    loop = Loop(run, setup, Records(run / "metrics.jsonl"), progress, position, trackers=trackers, stop=stop)
+    try:
+        with progress.running(done), stop.listening(), _company(run, setup.ranks):
+            return loop.train()
+    except BaseException:
+        loop.checkpoints.abandon()
+        raise
+    finally:
+        trackers.finish()
+
+
+@contextmanager
+def _company(run: Path, ranks: Ranks) -> Iterator[None]:
+    """A sentence where another process of the run has gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        lost = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL", "gloo", "ProcessGroup")
+        if ranks.world == 1 or not any(sign in text for sign in lost):
+            raise
+        raise LawaError(
+            f"rank {ranks.rank} lost another process of the run ({' '.join(text.split())[:120]}); {way_on(run)}"
+        ) from error
+
+
+def _write_config(run: Path, config: Config) -> None:
+    partial = run / f".{CONFIG}.partial"
+    partial.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    partial.replace(run / CONFIG)
+
+
+def _resumed(
+    described: dict[str, Any], setup: Setup, update: int, changed: Mapping[str, tuple[Any, Any]]
+) -> dict[str, Any]:
+    resumed = {
+        "update": update,
+        "threads": torch.get_num_threads(),
+        "processes": setup.ranks.world,
+        "changed": {path: {"was": was, "is": is_} for path, (was, is_) in changed.items()},
+        **provenance(),
+    }
+    return {
+        **described,
+        **_settings(setup),
+        "resumed": [*described.get("resumed", []), resumed],
+    }
 
 
 def _describe(run: Path, setup: Setup) -> dict[str, Any]:
-    config, averager = setup.config, setup.averager
-    replacement = averager.replacement if averager else None
     return {
         "name": run.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **_settings(setup),
+        "data": {"digest": setup.store.digest, **setup.store.info["splits"]},
+        "initial": setup.given.provenance() if setup.given else None,
+        "threads": torch.get_num_threads(),
+        "processes": setup.ranks.world,
+        "sharding": setup.config.training.sharding,
+        "device": str(setup.device),
+        **provenance(),
+    }
+
+
+def _settings(setup: Setup) -> dict[str, Any]:
+    """What of run.json follows from the configuration."""
+    config, averager = setup.config, setup.averager
+    replacement = averager.replacement if averager else None
+    return {
         "seed": config.seed,
         "updates": config.training.updates,
         "tokens_per_update": config.tokens_per_update,
@@ -113,8 +230,5 @@ def _describe(run: Path, setup: Setup) -> dict[str, Any]:
         "strength": replacement.strength if replacement else None,
         "averages": {name: str(average) for name, average in averager.averages.items()} if averager else {},
         "model": {"architecture": setup.model.config.model_type, "parameters": setup.parameters},
-        "data": {"digest": setup.store.digest, **setup.store.info["splits"]},
-        "threads": torch.get_num_threads(),
-        "device": str(setup.device),
-        **checkpoint.provenance(),
+        "config": config.to_dict(),
     }

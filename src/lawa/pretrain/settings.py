@@ -82,7 +82,9 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and types.NoneType in options:
             return None
-        return convert(value, next(option for option in options if option is not types.NoneType), path)
+        kinds = [option for option in options if option is not types.NoneType]
+        mappings = [kind for kind in kinds if typing.get_origin(kind) is dict]
+        return convert(value, mappings[0] if mappings and isinstance(value, Mapping) else kinds[0], path)
     if hint is Any:
         return value
     if origin is list:

@@ -1,32 +1,39 @@
-"""From a configuration to what the loop needs: tokens, model, optimizer, averager."""
+"""From a configuration to what the loop needs: processes, tokens, model, optimizer, averager."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lawa.averaging.averager import WeightAverager
+from lawa.averaging.parameters import Layout
+from lawa.averaging.stores import Placement, SnapshotStore
+from lawa.checkpoints.disk_store import DiskStore
 from lawa.data import store as token_store
 from lawa.data.order import Order, validation_sequences
 from lawa.data.store import Progress, TokenStore
-from lawa.errors import UsageError
+from lawa.pretrain.checkpoint import sharded, whole
 from lawa.pretrain.config import Config
-from lawa.pretrain.directory import STORE
+from lawa.pretrain.directory import CHECKPOINTS, STORE
+from lawa.pretrain.model import Given, given_model, make_model
 from lawa.pretrain.optimizer import make_optimizer
-from lawa.pretrain.presets import PRESETS
+from lawa.pretrain.ranks import Ranks
+from lawa.pretrain.scaler import LossScaler
 from lawa.pretrain.sections.averaging import AveragingConfig
-from lawa.pretrain.sections.model import ModelConfig
+from lawa.pretrain.sections.training import TrainingConfig
 
-_VOCABULARY_MULTIPLE = 128  # GPT-NeoX's make_vocab_size_divisible_by; it makes 50257 and 50277 into 50304
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(kw_only=True)
@@ -34,119 +41,143 @@ class Setup:
     """Everything a run trains with.
 
     validation  the held-out sequences, int64 [n, context + 1]
-    autocast    makes the context of a forward pass: bf16 arithmetic, or nothing
+    model       transformers' own class: what is saved, averaged and evaluated
+    module      what training calls: the model, or DDP around it
+    autocast    makes the context of a forward pass: arithmetic in bf16 or fp16, or nothing
+    scaler      with fp16
+    given       where the model comes from, if not from its configuration alone
     """
 
     config: Config
-    device: torch.device
+    ranks: Ranks
     store: TokenStore
     order: Order
     validation: NDArray[np.int64]
     model: PreTrainedModel
+    module: nn.Module
     optimizer: torch.optim.Optimizer
     averager: WeightAverager | None
     autocast: Callable[[], AbstractContextManager[object]]
+    scaler: LossScaler | None
+    given: Given | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranks.device
 
     @property
     def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self.model.parameters())  # of a sharded one, all of it
 
 
 def store_path(config: Config, run: Path) -> Path:
     return Path(config.data.store) if config.data.store else run / STORE
 
 
-def prepare(config: Config, run: Path, *, store: TokenStore | None = None, progress: Progress | None = None) -> Setup:
-    """Build everything from scratch; the same configuration gives the same initial weights and batches.
+def open_text(config: Config, run: Path, ranks: Ranks, *, progress: Progress | None = None) -> TokenStore:
+    """The tokens: made of the text, or opened after comparing it; the main process does it for all."""
+    path, data = store_path(config, run), config.data
+    with ranks.main_first():
+        if not ranks.main or data.train is None:
+            return token_store.open_store(path)
+        return token_store.build_or_open(
+            path,
+            sources=data.sources,
+            validation=data.validation_sources,
+            validation_fraction=None if data.validation else data.validation_fraction,
+            tokenizer=data.tokenizer,
+            vocab_size=None if data.tokenizer else data.vocab_size,
+            seed=data.seed,
+            workers=data.workers,
+            progress=progress,
+        )
 
+
+def prepare(
+    config: Config,
+    run: Path,
+    *,
+    ranks: Ranks | None = None,
+    store: TokenStore | None = None,
+    given: Given | None = None,
+    progress: Progress | None = None,
+) -> Setup:
+    """Build everything from scratch; the same configuration gives the same initial weights and batches anywhere.
+
+    ranks     the processes; default: as the launcher says
     store     the tokens; default: made of the text, or opened after comparing it
+    given     where the model comes from; default: as the configuration says
     progress  told while text is tokenized
     """
     transformers_logging.disable_progress_bar()  # of loading and saving: ours is the one to be seen
-    device = _device(config.training.device)
-    store = store or token_store.build_or_open(
-        store_path(config, run),
-        sources=config.data.train,
-        validation=config.data.validation,
-        validation_fraction=None if config.data.validation else config.data.validation_fraction,
-        tokenizer=config.data.tokenizer,
-        vocab_size=None if config.data.tokenizer else config.data.vocab_size,
-        seed=config.data.seed,
-        progress=progress,
-    )
-    order = Order(tokens=len(store.train), context=config.data.context, batch=config.training.batch, seed=config.seed)
-    torch.manual_seed(config.seed)
-    with device:
-        model = AutoModelForCausalLM.from_config(model_config(config, store), dtype=torch.float32)
-    model.train()
-    optimizer = make_optimizer(model, config.training)
+    training, data = config.training, config.data
+    ranks = ranks or Ranks(training)
+    given = given or given_model(config.model)
+    store = store or open_text(config, run, ranks, progress=progress)
+    weights = data.weights or store.weights
+    # Drawn on the CPU, the initial weights are the same ones whatever they are trained on.
+    model = make_model(config, store, device=torch.device("cpu"), given=given)
+    if not ranks.sharded:
+        nn.Module.to(model, ranks.device)
+    dtype = _DTYPES[training.precision]
+    module = ranks.wrap(model, dtype)
+    optimizer = make_optimizer(model, training)
+    saved = sharded.SavedWeights if ranks.sharded else partial(whole.SavedWeights, model=model)
+    device = ranks.device.type
     return Setup(
         config=config,
-        device=device,
+        ranks=ranks,
         store=store,
-        order=order,
-        validation=validation_sequences(store.validation, config.data.context, config.evaluation.sequences),
-        model=model,
-        optimizer=optimizer,
-        averager=make_averager(config.averaging, model, optimizer),
-        autocast=lambda: (
-            torch.autocast(device.type, torch.bfloat16) if config.training.precision == "bf16" else nullcontext()
+        order=Order.over(store.train, weights["train"], context=data.context, batch=training.batch, seed=config.seed),
+        validation=validation_sequences(
+            store.validation, data.context, config.evaluation.sequences, weights["validation"]
         ),
+        model=model,
+        module=module,
+        optimizer=optimizer,
+        averager=make_averager(config.averaging, model, optimizer, lambda: saved(run / CHECKPOINTS)),
+        autocast=nullcontext if dtype is None else lambda: torch.autocast(device, dtype),
+        scaler=_scaler(training, ranks.device),
+        given=given,
     )
-
-
-def model_config(config: Config, store: TokenStore) -> Any:
-    """transformers' own configuration: the preset, then what the data decides, then the overrides."""
-    architecture, shape = _shape(config.model)
-    base = AutoConfig.for_model(architecture)
-    names = base.attribute_map
-    fields: dict[str, Any] = {
-        **shape,
-        "vocab_size": -(-store.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
-        names.get("max_position_embeddings", "max_position_embeddings"): config.data.context,
-        "bos_token_id": store.end_of_text,
-        "eos_token_id": store.end_of_text,
-    }
-    for name, value in config.model.overrides.items():
-        own = names.get(name, name)
-        if not hasattr(base, own):
-            raise UsageError(f"model.overrides.{name} is no field of transformers' {type(base).__name__}")
-        fields[own] = value
-    if fields["vocab_size"] < store.vocab_size:
-        raise UsageError(
-            f"model.overrides.vocab_size={fields['vocab_size']} is less than the tokenizer's {store.vocab_size}"
-        )
-    return AutoConfig.for_model(architecture, **fields)
 
 
 def make_averager(
-    averaging: AveragingConfig, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    averaging: AveragingConfig,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    saved: Callable[[], Any],
 ) -> WeightAverager | None:
-    """The averager that the configuration describes; None with mode none."""
+    """The averager that the configuration describes; None with mode none.
+
+    saved  makes the run's checkpoints as a disk_store.Saved, for placement=disk
+    """
     if averaging.mode == "none":
         return None
+
+    def on_disk(layout: Layout) -> SnapshotStore:
+        return DiskStore(layout, saved())
+
+    placement: Placement = on_disk if averaging.placement == "disk" else averaging.placement
     return WeightAverager(
         model,
         optimizer,
         mode=averaging.mode,
         averages=averaging.named,
         **averaging.replacing,
-        placement=averaging.placement,
+        placement=placement,
         accumulate=getattr(torch, averaging.accumulate),
         strict=averaging.strict,
     )
 
 
-def _shape(model: ModelConfig) -> tuple[str, dict[str, Any]]:
-    if model.preset is not None:
-        return PRESETS[model.preset]
-    assert model.architecture is not None  # ModelConfig checked it
-    return model.architecture, {}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("training.device=cuda, but torch sees no GPU here; use cpu or auto")
-    return torch.device(name)
+def _scaler(training: TrainingConfig, device: torch.device) -> LossScaler | None:
+    if training.precision != "fp16":
+        return None
+    return LossScaler(
+        device,
+        initial=training.loss_scale,
+        window=training.loss_scale_window,
+        hysteresis=training.loss_scale_hysteresis,
+        least=training.loss_scale_min,
+    )

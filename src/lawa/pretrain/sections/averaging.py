@@ -40,7 +40,11 @@ class AveragingConfig:
     replace_until: int | None = setting(None, "the last update for a replacement")
     strength: float | None = setting(None, "α in (0, 1]: θ ← θ + α(average − θ) (default 1)")
     moments: str | None = setting(None, "Adam's on a replacement (default: keep)", choices=("keep", "reset", "average"))
-    placement: str = setting("device", "of snapshots; host: in pinned memory", choices=("device", "host"))
+    placement: str = setting(
+        "device",
+        "of snapshots; host: in pinned memory; disk: the run's own last checkpoints are the snapshots",
+        choices=("device", "host", "disk"),
+    )
     accumulate: str = setting("float32", "dtype of the sum", choices=("float32", "float64"))
     strict: bool = setting(False, "stop on a non-finite average instead of skipping its replacement")
 
@@ -64,6 +68,19 @@ class AveragingConfig:
             raise UsageError(f"averaging.replace_with={self.replace_with!r} is none of {', '.join(named)}")
         if self.mode == "replace":
             self._check_replacement(named)
+
+    def check_on_disk(self, every: int) -> None:
+        """Raise where placement=disk lacks a checkpoint, one every `every` updates, for some capture of a window."""
+        if self.placement != "disk":
+            return
+        if self.moments == "average":
+            raise UsageError("averaging.moments=average needs snapshots with moments; placement=disk has weights only")
+        for name, average in self.named.items():
+            if isinstance(average, Window) and average.every % every:
+                raise UsageError(
+                    f"averaging.placement=disk: {name!r} captures every {average.every} updates, but checkpoints.every="
+                    f"{every}; make it a divisor of {average.every}, or choose another placement"
+                )
 
     def _check_replacement(self, named: Mapping[str, Average]) -> None:
         try:

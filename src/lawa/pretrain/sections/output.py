@@ -27,10 +27,11 @@ class CheckpointsConfig:
 
     every: int = setting(1000, "updates between checkpoints")
     keep: int | None = setting(None, "how many checkpoints are kept, the latest; default: all")
+    resumable: int = setting(2, "how many of the latest keep what training needs to go on from them")
     save_averages: str = setting(
-        "last", "averaged weights beside a checkpoint: the last ones are kept, or all", choices=SAVED
+        "last", "averaged weights beside a checkpoint: the last ones are kept, or all, or none made", choices=SAVED
     )
 
     def __post_init__(self) -> None:
         check_choices(self, "checkpoints")
-        check_at_least(self, "checkpoints", 1, "every", "keep")
+        check_at_least(self, "checkpoints", 1, "every", "keep", "resumable")

@@ -1,0 +1,129 @@
+"""Format "dcp": every process writes its shards with torch DCP, and any number of processes reads them back.
+
+Not by DCP's async_save: a checkpoint is several DCP directories (so that training/ can be removed and snapshots be
+linked), and two of its threads at once would mix up their messages. The thread is ours (`writer`), the files DCP's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, distributed, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lawa.averaging.averager import WeightAverager
+from lawa.averaging.parameters import local
+from lawa.checkpoints.find import step_directory
+from lawa.checkpoints.publish import is_published
+from lawa.pretrain.checkpoint.staging import Staged, Tensors, room_for_optimizer
+
+WEIGHTS = "weights"
+OPTIMIZER = "optimizer"
+
+Group = distributed.ProcessGroup | None
+
+
+def write_weights(directory: Path, weights: Tensors, group: Group) -> None:
+    dcp.save({"model": _once(weights)}, checkpoint_id=directory / WEIGHTS, process_group=group)
+
+
+def write_training(directory: Path, staged: Staged, group: Group) -> None:
+    dcp.save({"optimizer": staged.optimizer}, checkpoint_id=directory / OPTIMIZER, process_group=group)
+    for name, tensors in staged.running.items():
+        dcp.save({"running": tensors}, checkpoint_id=directory / "running" / name, process_group=group)
+    for step, tensors in staged.snapshots.items():
+        place = directory / "snapshots" / snapshot_name(step)
+        dcp.save({"snapshot": tensors}, checkpoint_id=place, process_group=group)
+
+
+def snapshot_name(step: int) -> str:
+    return f"{step:08d}"
+
+
+def read_weights(directory: Path, model: nn.Module, group: Group) -> None:
+    """In place, into the shards of `model`."""
+    dcp.load({"model": _once(model.state_dict())}, checkpoint_id=directory / WEIGHTS, process_group=group)
+
+
+def read_optimizer(training: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: Group) -> None:
+    room = room_for_optimizer(model, optimizer)
+    dcp.load({"optimizer": room}, checkpoint_id=training / OPTIMIZER, process_group=group)
+
+
+def read_averager(training: Path, averager: WeightAverager, meta: str, group: Group) -> dict[str, Any]:
+    """The averager's state_dict, loaded in place into its own memory."""
+    averager.make_room(meta)
+    state = averager.state_dict()
+    for step, tensors in state["snapshots"].items():
+        dcp.load({"snapshot": tensors}, checkpoint_id=training / "snapshots" / step, process_group=group)
+    for name, tensors in state["running"].items():
+        dcp.load({"running": tensors}, checkpoint_id=training / "running" / name, process_group=group)
+    return {**state, "meta": meta}
+
+
+def gather(weights: Mapping[str, Tensor], *, main: bool) -> Tensors:
+    """The whole tensors in host memory, on the main process; a collective for each, so all ranks call it."""
+    whole: Tensors = {}
+    by_shard: dict[int, str] = {}
+    for name, tensor in weights.items():
+        first = by_shard.setdefault(id(tensor), name)
+        if first != name:  # tied
+            if main:
+                whole[name] = whole[first]
+            continue
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+        if main:
+            whole[name] = full.detach().cpu()
+    return whole
+
+
+def shape_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model without weights, of transformers' own class: fully_shard has made one of its own of `model`."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+
+
+def export(directory: Path, output: Path, model: PreTrainedModel) -> None:
+    """Write the DCP weights of `directory` into `output` as save_pretrained would; `model` has their shape, in fp32."""
+    _load_alone(directory / WEIGHTS, _once(model.state_dict()))
+    model.save_pretrained(output)
+
+
+class SavedWeights:
+    """The weights of a run's checkpoints, for windows with placement=disk; each rank reads its own shards."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = checkpoints
+
+    def has(self, step: int) -> bool:
+        return is_published(step_directory(self.checkpoints, step))
+
+    def read(self, step: int, into: Mapping[str, Tensor]) -> None:
+        _load_alone(step_directory(self.checkpoints, step) / WEIGHTS, into)
+
+
+def _load_alone(weights: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill the tensors, or this rank's shards of them, without the other processes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        dcp.load({"model": dict(into)}, checkpoint_id=weights, no_dist=True)
+
+
+def _once(weights: Mapping[str, Tensor]) -> Tensors:
+    """Tied tensors under the first of their names, as the averager names them."""
+    return dict(_first_names(weights))
+
+
+def _first_names(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        own = local(tensor)
+        identity = own.data_ptr() if own.numel() else id(tensor)
+        if identity not in seen:
+            seen.add(identity)
+            yield name, tensor

@@ -1,0 +1,159 @@
+"""What a run is, where it stands, and what its windows cost, from its files alone. No torch, nothing is changed."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any
+
+from lawa import records
+from lawa.averaging.averages import Window
+from lawa.checkpoints.find import step_directories
+from lawa.checkpoints.publish import is_published
+from lawa.errors import LawaError, UsageError
+from lawa.pretrain.config import read_yaml
+from lawa.pretrain.directory import CHECKPOINTS, CONFIG, FINAL, LOCK, way_on
+from lawa.pretrain.inspect_checkpoint import bytes_of, check, inspect_checkpoint, read_json, training_of
+from lawa.pretrain.inspect_tensors import format_of
+from lawa.pretrain.sections.averaging import AveragingConfig
+from lawa.pretrain.settings import build
+
+RUN = "run.json"
+FIELDS = ("name", "started", "seed", "updates", "tokens_per_update", "mode", "replaced_with", "after_replace",
+          "averages", "model", "data", "device", "versions", "commit", "machine")  # fmt: skip
+
+
+def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
+    """The run or checkpoint at `path`, as plain values under "kind": "run" or "checkpoint".
+
+    verify  compare the SHA-256 digest of every published file, and not only its length
+
+    Raises UsageError for what is neither, LawaError for files that cannot be read. A damaged checkpoint of a run does
+    not raise: its "damage" says what is wrong.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{path} is no directory; give a run of lawa train, or a checkpoint")
+    if path.name.startswith(".") and path.name.endswith(".partial"):
+        raise LawaError(f"{path} was never finished: it is being written, or its writer was stopped; give a whole one")
+    if (path / RUN).is_file():
+        return _run(path, verify=verify)
+    if format_of(path) is not None or is_published(path):
+        return inspect_checkpoint(path, verify=verify)
+    if (path / CONFIG).is_file() or (path / LOCK).is_file():
+        raise LawaError(f"{path} is a run that has not begun: it has no {RUN} yet; {way_on(path)}")
+    raise UsageError(
+        f"{path} is neither a run (it has no {RUN}) nor a checkpoint (it has no weights); give a directory that "
+        "lawa train wrote, or one of transformers"
+    )
+
+
+def _run(run: Path, *, verify: bool) -> dict[str, Any]:
+    described = read_json(run / RUN)
+    if missing := [field for field in FIELDS if field not in described]:
+        raise LawaError(f"{run / RUN} lacks {', '.join(missing)}; it is damaged, or of another version of lawa")
+
+    def published(parent: Path) -> list[dict[str, Any]]:
+        return [_published(update, path, verify=verify) for update, path in step_directories(parent).items()]
+
+    checkpoints, final = published(run / CHECKPOINTS), run / FINAL
+    return {
+        "kind": "run",
+        "path": str(run),
+        **described,
+        "standing": _standing(run, described),
+        "windows": _windows(run, described, checkpoints),
+        "checkpoints": checkpoints,
+        "saved_averages": {folder.name: published(folder) for folder in sorted((run / "averages").glob("*"))},
+        "final": _published(described["updates"], final, verify=verify) if is_published(final) else None,
+        "unfinished": [str(path) for path in sorted(run.rglob(".*.partial")) if path.is_dir()],
+        "bytes": bytes_of(run),
+    }
+
+
+def _standing(run: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """The latest of what metrics.jsonl says, and what can be done now."""
+    metrics = run / "metrics.jsonl"
+    last: dict[str, dict[str, Any]] = {}
+    for line in records.read(metrics) if metrics.is_file() else ():
+        last[line["kind"]] = line
+    update = max((line["update"] for line in last.values()), default=0)
+    return {
+        "update": update,
+        "updates": described["updates"],
+        "tokens": update * described["tokens_per_update"],
+        "train": last.get("train"),
+        "evaluation": last.get("evaluation"),
+        "replacement": last.get("replacement"),
+        "finished": is_published(run / FINAL),
+        "held": _held(run),
+        "way_on": way_on(run),
+    }
+
+
+def _windows(run: Path, described: dict[str, Any], checkpoints: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the averages hold at the latest checkpoint, and what they take in memory and on disk, in bytes.
+
+    Windows share the snapshots of one update, so what they take together is at most the sum of their sizes. Bytes are
+    of whole tensors: each of the `split_over` processes of a sharded run has its share.
+    """
+    averaging = _averaging(run)
+    moments = averaging.mode == "replace" and averaging.moments == "average"
+    weights = 4 * described["model"]["parameters"]
+    snapshot = (3 if moments else 1) * weights
+    windows = {name: average for name, average in averaging.named.items() if isinstance(average, Window)}
+    most = sum(window.size for window in windows.values())
+    state = next((one["training"] for one in reversed(checkpoints) if one["training"]), None)
+    holds = state["windows"] if state else {}
+    held = {step for steps in holds.values() for step in steps}
+    on_disk = averaging.placement == "disk"
+    return {
+        "update": state["update"] if state else None,
+        "sizes": {name: window.size for name, window in windows.items()},
+        "holds": holds,
+        "readings": state["readings"] if state else {},
+        "placement": averaging.placement,
+        "split_over": described["processes"] if described.get("sharding", "none") != "none" else 1,
+        "snapshot_bytes": snapshot,
+        "held_snapshots": len(held),
+        "held_bytes": len(held) * snapshot,
+        "snapshots_at_most": most,
+        "memory_at_most": (0 if on_disk else most * snapshot) + (len(averaging.named) - len(windows)) * weights,
+        "saved_bytes": state["bytes"] if state else 0,
+    }
+
+
+def _averaging(run: Path) -> AveragingConfig:
+    try:
+        return build(AveragingConfig, read_yaml(run / CONFIG).get("averaging") or {}, "averaging")
+    except UsageError as other:
+        raise LawaError(f"{run / CONFIG}: {other}") from other
+
+
+def _published(update: int, path: Path, *, verify: bool) -> dict[str, Any]:
+    checked = training = damage = None
+    try:
+        checked = check(path, verify=verify)
+        training = training_of(path)
+    except LawaError as damaged:
+        damage = str(damaged)
+    return {
+        "update": update,
+        "path": str(path),
+        "format": format_of(path),
+        "bytes": bytes_of(path),
+        "manifest": checked,
+        "damage": damage,
+        "training": training,
+    }
+
+
+def _held(run: Path) -> bool:
+    """Whether a process trains in the run right now: whether it has the lock, which is tried for a moment."""
+    if not (run / LOCK).is_file():
+        return False
+    with (run / LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

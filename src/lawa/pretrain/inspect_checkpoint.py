@@ -1,0 +1,112 @@
+"""What one checkpoint directory holds. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lawa.checkpoints import publish
+from lawa.checkpoints.publish import MANIFEST, is_published
+from lawa.errors import LawaError
+from lawa.pretrain.directory import TRAINING
+from lawa.pretrain.inspect_tensors import format_of, tensors_of
+
+EXPORT = (
+    "its weights are {dtypes}, an export: averages made from it are not the loop's, which are made of the float32 "
+    "weights that are trained"
+)
+
+
+def inspect_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
+    """Format, tensors, bytes on disk, manifest and provenance of the checkpoint at `path`.
+
+    verify  compare SHA-256 digests too, and not only what files there are and how long they are
+
+    Raises LawaError naming the first file that is damaged or missing.
+    """
+    checked = check(path, verify=verify)
+    tensors = tensors_of(path)
+    elements: Counter[str] = Counter()
+    for tensor in tensors:
+        elements[tensor.dtype] += tensor.elements
+    provenance, config = path / "provenance.json", path / "config.json"
+    exported = [dtype for dtype in elements if dtype in ("bfloat16", "float16")]
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        "format": format_of(path),
+        "model": read_json(config).get("model_type") if config.is_file() else None,
+        "tensors": len(tensors),
+        "parameters": sum(elements.values()),
+        "dtypes": dict(elements),
+        "bytes": bytes_of(path),
+        "manifest": checked,
+        "training": training_of(path),
+        "average": read_json(provenance) if provenance.is_file() else None,
+        "export": EXPORT.format(dtypes=" and ".join(exported)) if exported else None,
+    }
+
+
+def check(path: Path, *, verify: bool) -> str:
+    """What the manifests of `path` say, in a word; LawaError naming the first file that differs from them."""
+    if not is_published(path):
+        return "none"
+    for directory in (path, path / TRAINING):
+        if is_published(directory):
+            try:
+                publish.verify(directory, digests=verify)
+            except LawaError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError) as bad:
+                raise LawaError(f"{directory / MANIFEST} is no manifest ({bad!r}); it is damaged") from bad
+    return "digests" if verify else "sizes"
+
+
+def training_of(path: Path) -> dict[str, Any] | None:
+    """What training needs to go on from `path`: the update, the processes that wrote it, and what its windows hold."""
+    training = path / TRAINING
+    if not is_published(training):
+        return None
+    state = read_json(training / "state.json")
+    try:
+        averager = json.loads(state["averager"]) if state["averager"] else {}
+        return {
+            "update": state["position"]["update"],
+            "processes": state["world"],
+            "bytes": bytes_of(training),
+            "windows": averager.get("windows", {}),
+            "readings": averager.get("running", {}),
+            "pending": averager.get("pending"),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as bad:
+        raise LawaError(f"{training / 'state.json'} is no training state ({bad!r}); it is damaged") from bad
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in `file`; LawaError where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as missing:
+        raise LawaError(f"{file} cannot be read ({missing.strerror}); the directory is incomplete") from missing
+    except ValueError as bad:
+        raise LawaError(f"{file} is not JSON ({bad}); it is damaged") from bad
+    if not isinstance(found, dict):
+        raise LawaError(f"{file} holds no object; it is damaged")
+    return found
+
+
+def bytes_of(*paths: Path) -> int:
+    """Bytes of the files in directories; one that is linked at several places counts once."""
+    return sum({(stat.st_dev, stat.st_ino): stat.st_size for path in paths for stat in _stats(path)}.values())
+
+
+def _stats(path: Path) -> Iterator[Any]:
+    for entry in path.rglob("*"):
+        try:
+            if entry.is_file() and not entry.is_symlink():
+                yield entry.stat()
+        except FileNotFoundError:  # a run that goes on has removed it
+            continue

@@ -1,0 +1,156 @@
+"""What `inspect` found, as lines for people: (what, text), in the order in which one asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.filesize import decimal
+
+Line = tuple[str, str]
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[Line]:
+    """Of a run or a checkpoint."""
+    yield from _run(found) if found["kind"] == "run" else _checkpoint(found)
+
+
+def damages(found: Mapping[str, Any]) -> list[str]:
+    """A sentence for every published directory of a run that is damaged."""
+    if found["kind"] == "checkpoint":
+        return []  # it would have raised
+    published = [*found["checkpoints"], *(one for saved in found["saved_averages"].values() for one in saved)]
+    return [one["damage"] for one in [*published, found["final"]] if one and one["damage"]]
+
+
+def _run(found: Mapping[str, Any]) -> Iterator[Line]:
+    yield "run", f"{found['name']} ({found['path']}), {decimal(found['bytes'])} on disk"
+    yield from _what_it_is(found)
+    yield from _where_it_stands(found["standing"])
+    yield from _its_windows(found["windows"])
+    yield from _what_is_there(found)
+
+
+def _what_it_is(found: Mapping[str, Any]) -> Iterator[Line]:
+    model, data, machine = found["model"], found["data"], found["machine"]
+    yield (
+        "model",
+        f"{model['architecture']}, {model['parameters']:,} parameters, {decimal(4 * model['parameters'])} in fp32",
+    )
+    yield "text", f"{data['train']['tokens']:,} tokens; held out {data['validation']['tokens']:,} tokens"
+    yield (
+        "training",
+        f"{found['updates']:,} updates of {found['tokens_per_update']:,} tokens, seed {found['seed']}, on "
+        f"{found['device']}, {_count(found.get('processes', 1), 'process', 'processes')}",
+    )
+    mode = found["mode"]
+    yield "averaging", f"{mode} with {found['replaced_with']}, {found['after_replace']}" if mode == "replace" else mode
+    for name, average in found["averages"].items():
+        yield "average", f"{name}: {average}"
+    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+    yield "started", f"{found['started']} with {versions}"
+    yield "commit", str(found["commit"] or "unknown")
+    yield "machine", f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"
+    for resumed in found.get("resumed", []):
+        changed = "".join(f"; {path}: {one['was']} → {one['is']}" for path, one in resumed.get("changed", {}).items())
+        yield "resumed", f"after update {resumed['update']}{changed}"
+
+
+def _where_it_stands(standing: Mapping[str, Any]) -> Iterator[Line]:
+    train, evaluation, replacement = (standing[kind] for kind in ("train", "evaluation", "replacement"))
+    yield "stands", f"update {standing['update']:,} of {standing['updates']:,}, {standing['tokens']:,} tokens"
+    if train:
+        yield "training loss", f"{_loss(train['loss'])} at update {train['update']:,}"
+    if evaluation:
+        losses = ", ".join(f"{name} {_loss(loss)}" for name, loss in evaluation["losses"].items())
+        yield "validation", f"{losses} at update {evaluation['update']:,}"
+    if replacement:
+        applied = "by" if replacement["applied"] else "skipped: not finite,"
+        loss = "" if replacement.get("loss") is None else f", loss {_loss(replacement['loss'])}"
+        yield (
+            "replacement",
+            f"{applied} {replacement['name']} of {_count(replacement['snapshots'], 'snapshot')}{loss} at update "
+            f"{replacement['update']:,}",
+        )
+    yield "now", "another process trains in it" if standing["held"] else standing["way_on"]
+
+
+def _its_windows(windows: Mapping[str, Any]) -> Iterator[Line]:
+    if windows["update"] is not None:
+        at = f"at update {windows['update']:,}"
+        for name, steps in windows["holds"].items():
+            held = ", ".join(map(str, steps)) or "nothing"
+            yield "window", f"{name} holds {len(steps)} of {windows['sizes'].get(name, '?')} {at}: {held}"
+        for name, count in windows["readings"].items():
+            yield "window", f"{name} has had {_count(count, 'reading')} {at}"
+    if windows["sizes"]:
+        where = "read from the checkpoints" if windows["placement"] == "disk" else f"on the {windows['placement']}"
+        split = "" if windows["split_over"] == 1 else f", split over {windows['split_over']} processes"
+        yield (
+            "its cost",
+            f"{windows['held_snapshots']} of at most {_count(windows['snapshots_at_most'], 'snapshot')} of "
+            f"{decimal(windows['snapshot_bytes'])} {where}; all averages at most {decimal(windows['memory_at_most'])} "
+            f"of memory{split}",
+        )
+    if windows["saved_bytes"]:
+        yield "to go on", f"{decimal(windows['saved_bytes'])} in the latest checkpoint: optimizer and averages"
+
+
+def _what_is_there(found: Mapping[str, Any]) -> Iterator[Line]:
+    for one in found["checkpoints"]:
+        yield "checkpoint", f"{_published(one)}{', training can go on from it' if one['training'] else ''}"
+    for name, saved in found["saved_averages"].items():
+        for one in saved:
+            yield "saved average", f"{name}, {_published(one)}"
+    if found["final"]:
+        yield "final", _published(found["final"])
+    for path in found["unfinished"]:
+        yield "unfinished", f"{path}: being written, or left by a process that was stopped; a resume removes it"
+
+
+def _published(one: Mapping[str, Any]) -> str:
+    how = f"DAMAGED: {one['damage']}" if one["damage"] else f"whole ({one['manifest']})"
+    return f"update {one['update']:,}, {decimal(one['bytes'])}, {how}"
+
+
+def _checkpoint(found: Mapping[str, Any]) -> Iterator[Line]:
+    yield "checkpoint", f"{found['path']}, {decimal(found['bytes'])} on disk"
+    yield "format", f"{found['format']}, {found['model'] or 'unknown architecture'}"
+    dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in found["dtypes"].items())
+    yield "tensors", f"{found['tensors']:,} with {found['parameters']:,} parameters: {dtypes}"
+    yield (
+        "manifest",
+        {
+            "none": "none: nothing to compare the files with",
+            "sizes": "every file is there with its size; --verify compares digests",
+            "digests": "every file has its digest",
+        }[found["manifest"]],
+    )
+    if training := found["training"]:
+        yield "training", f"can go on after update {training['update']:,} ({decimal(training['bytes'])})"
+        for name, steps in training["windows"].items():
+            yield "window", f"{name} holds {', '.join(map(str, steps)) or 'nothing'}"
+        if training["pending"] is not None:
+            yield "pending", f"the replacement of update {training['pending']:,}, carried out first"
+    if average := found["average"]:
+        loss = average.get("validation_loss")
+        yield "average", f"{average['average']}: {average['kind']}, at update {average['update']:,}"
+        yield "made of", f"{_made_of(average['snapshots'])}, summed in {average['accumulate']}"
+        if loss is not None:
+            yield "validation", _loss(loss)
+    if found["export"]:
+        yield "note", found["export"]
+
+
+def _made_of(snapshots: Any) -> str:
+    if isinstance(snapshots, int):
+        return _count(snapshots, "reading")
+    return f"the snapshots of updates {', '.join(map(str, snapshots))}"
+
+
+def _loss(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.4f}"
+
+
+def _count(number: int, one: str, more: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else more or f'{one}s'}"

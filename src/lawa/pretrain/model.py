@@ -1,0 +1,256 @@
+"""The model that is trained: transformers' own class, in fp32, from fresh or from given weights.
+
+Code that comes with a model is never run: only what transformers itself knows, and pickles with weights_only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lawa.checkpoints.publish import sha256
+from lawa.data.store import TokenStore
+from lawa.errors import LawaError, UsageError
+from lawa.pretrain.config import Config
+from lawa.pretrain.presets import PRESETS
+from lawa.pretrain.sections.model import ModelConfig
+
+_VOCABULARY_MULTIPLE = 128  # GPT-NeoX's make_vocab_size_divisible_by; it makes 50257 and 50277 into 50304
+_SHAPE = ("config.json", "generation_config.json")
+_SAFE = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A model that exists, found on this machine.
+
+    name      as the configuration names it
+    path      its folder, for a hub model the snapshot in the cache; or its config.json
+    revision  the commit of a hub model; None for a local one
+    weights   whether its weights are taken, or its shape only
+    """
+
+    name: str
+    path: Path
+    revision: str | None = None
+    weights: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """What is read of it."""
+        if self.path.is_file():
+            return [self.path]
+        patterns = ("config.json", *(self.weight_patterns if self.weights else ()))
+        return sorted(file for pattern in patterns for file in self.path.glob(pattern))
+
+    @property
+    def weight_patterns(self) -> tuple[str, ...]:
+        """Names of the files with its weights: safetensors where there are any; () where there are no weights."""
+        return next((names for names in (_SAFE, _PICKLED) if any(map(list, map(self.path.glob, names)))), ())
+
+    def provenance(self) -> dict[str, Any]:
+        """For run.json: the name, the commit, and the SHA-256 of every file that is read."""
+        return {
+            "weights" if self.weights else "config": self.name,
+            "revision": self.revision,
+            "files": {file.name: sha256(file) for file in self.files},
+        }
+
+
+def given_model(model: ModelConfig) -> Given | None:
+    """The model named by model.weights or model.config, fetched from the hub if it is no local path; else None.
+
+    Raises LawaError where it cannot be had.
+    """
+    if model.source is None:
+        return None
+    weights = model.weights is not None
+    path = Path(model.source)
+    local = path.exists()
+    if local:
+        given = Given(name=model.source, path=path, weights=weights)
+    else:
+        path = _from_hub(model, _SHAPE + (_SAFE if weights else ()))
+        given = Given(name=model.source, path=path, revision=path.name, weights=weights)
+        if weights and not given.weight_patterns:
+            _from_hub(model, _SHAPE + _PICKLED)
+    setting = f"model.{'weights' if weights else 'config'}={model.source!r}"
+    where = "" if local else " on the hub, or not in the cache of a machine that is offline"
+    if not given.files or (weights and not given.weight_patterns):
+        missing = "model.safetensors or pytorch_model.bin" if given.files else "config.json"
+        raise LawaError(f"{setting} has no {missing}{where}; name a folder that save_pretrained wrote, or a hub model")
+    return given
+
+
+def shape_of(checkpoint: Path) -> Given:
+    """The shape of a run's own checkpoint, for going on with it: nothing is fetched, the weights are loaded later."""
+    return Given(name=str(checkpoint), path=checkpoint)
+
+
+def make_model(
+    config: Config, store: TokenStore, *, device: torch.device, given: Given | None = None
+) -> PreTrainedModel:
+    """The model on `device`, in fp32 whatever its weights' dtype on disk, in train mode.
+
+    store  its vocabulary and end of text must fit the model
+    given  where it comes from; default: what the configuration names
+
+    The same seed gives the same fresh weights. With training.compile its forward is compiled in place, on the first
+    call: names of parameters and save_pretrained stay as they are. Raises LawaError for weights that cannot be read
+    or do not fit, UsageError for settings that cannot be.
+    """
+    given = given or given_model(config.model)
+    shape = model_config(config, store, given)
+    torch.manual_seed(config.seed)
+    if given is not None and given.weights:
+        model = _load(given, shape)
+    else:
+        with device, _one_sentence(f"no causal language model can be made of {type(shape).__name__}"):
+            model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    nn.Module.to(model, device)
+    model.train()
+    if config.training.activation_checkpointing:
+        _checkpoint_activations(model)
+    if config.training.compile:
+        model.compile()
+    return model
+
+
+def model_config(config: Config, store: TokenStore, given: Given | None = None) -> Any:
+    """transformers' own configuration: the preset and what the data decides, or the given one; then the overrides."""
+    shape = _preset(config, store) if given is None else _read(config, store, given)
+    if shape.vocab_size < store.vocab_size:
+        raise UsageError(
+            f"the model's vocabulary of {shape.vocab_size} is less than the tokenizer's {store.vocab_size}; "
+            "set data.tokenizer to the model's own, or raise model.overrides.vocab_size where weights are fresh"
+        )
+    positions = getattr(shape, "max_position_embeddings", None)
+    if positions is not None and config.data.context > positions:
+        raise UsageError(
+            f"data.context={config.data.context} is longer than the model's {positions} positions; lower it to that"
+        )
+    return shape
+
+
+def _preset(config: Config, store: TokenStore) -> Any:
+    model = config.model
+    architecture, sizes = PRESETS[model.preset] if model.preset is not None else (model.architecture, {})
+    assert architecture is not None  # ModelConfig checked it
+    base = AutoConfig.for_model(architecture)
+    positions = base.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    return AutoConfig.for_model(
+        architecture,
+        **{
+            **sizes,
+            "vocab_size": -(-store.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
+            positions: config.data.context,
+            **_end_of_text(store),
+            **_overrides(model, base),
+        },
+    )
+
+
+def _read(config: Config, store: TokenStore, given: Given) -> Any:
+    fields = _end_of_text(store) if config.model.config is not None else {}
+    with _one_sentence(f"{given.name}: transformers cannot read its configuration"):
+        base = AutoConfig.from_pretrained(str(given.path), trust_remote_code=False)
+        fields.update(_overrides(config.model, base))
+        shape = AutoConfig.from_pretrained(str(given.path), trust_remote_code=False, **fields)
+    if getattr(shape, "quantization_config", None):
+        raise LawaError(f"{given.name} is quantized, and cannot be trained in fp32; give the model it was made from")
+    return shape
+
+
+def _overrides(model: ModelConfig, base: Any) -> dict[str, Any]:
+    """model.overrides, by the names that `base`, a configuration of that class, stores."""
+    own = {base.attribute_map.get(name, name): (name, value) for name, value in model.overrides.items()}
+    for field, (name, _) in own.items():
+        if not hasattr(base, field):
+            raise UsageError(f"model.overrides.{name} is no field of transformers' {type(base).__name__}")
+    return {field: value for field, (_, value) in own.items()}
+
+
+def _end_of_text(store: TokenStore) -> dict[str, Any]:
+    return {"bos_token_id": store.end_of_text, "eos_token_id": store.end_of_text}
+
+
+def _from_hub(model: ModelConfig, patterns: tuple[str, ...]) -> Path:
+    """The folder of the cache that holds these files of the model, named by the commit."""
+    name = model.source
+    assert name is not None
+    at = f" at revision {model.revision!r}" if model.revision else ""
+    with _one_sentence(
+        f"{name}{at} is no folder here, and could not be had from the Hugging Face hub",
+        "give a path that exists or a name on the hub, and fetch it once with a connection if this machine is offline",
+    ):
+        return Path(snapshot_download(name, revision=model.revision, allow_patterns=list(patterns)))
+
+
+def _load(given: Given, shape: Any) -> PreTrainedModel:
+    """Its weights in fp32 on the CPU, every one of them and no other."""
+    with _quiet(), _one_sentence(f"{given.name}: transformers cannot load its weights"):
+        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            str(given.path),
+            config=shape,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
+    own = type(model).__name__
+    for what, sentence in (
+        ("missing_keys", "lack {}, which " + own + " has"),
+        ("unexpected_keys", "hold {}, for which " + own + " has no place"),
+        ("mismatched_keys", "hold {} in another shape than " + own + " has it"),
+    ):
+        names = sorted(key if isinstance(key, str) else key[0] for key in report[what])
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise LawaError(
+                f"the weights of {given.name} {sentence.format(names[0] + more)}; remove the model.overrides that "
+                "change its shape, or give weights of this architecture"
+            )
+    return model
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # transformers 5.23 renamed it; the older name warns there, the newer one is missing before.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    with _one_sentence("training.activation_checkpointing=true is not possible", "set it to false"):
+        enable({"use_reentrant": False})
+
+
+@contextmanager
+def _one_sentence(
+    what: str, remedy: str = "give a model that transformers has itself, whole and undamaged"
+) -> Iterator[None]:
+    """Anything that the libraries raise, as one LawaError: `what`, their first line, the remedy."""
+    try:
+        yield
+    except LawaError:
+        raise
+    except Exception as failed:  # OSError, ValueError, KeyError, RuntimeError, httpx's, safetensors' and pickle's own
+        line = str(failed).strip().partition("\n")[0].rstrip(".")
+        raise LawaError(f"{what} ({type(failed).__name__}: {line}); {remedy}") from failed
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report on what it loaded: what is wrong in it is raised."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -1,0 +1,78 @@
+"""`lawa average` of one checkpoint of a sharded run, and its final model: what transformers reads is what was trained."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lawa.checkpoints.publish import verify
+from lawa.cli import main
+from lawa.pretrain import run as runs
+from lawa.pretrain.config import Config
+from lawa.pretrain.settings import build, merge
+from pretrain.test_run import quiet
+from twins import same_bits
+
+GPT2 = {"architecture": "gpt2", "overrides": {"hidden_size": 16, "n_layer": 1, "n_head": 2}}
+
+
+@pytest.fixture(scope="module", params=[None, GPT2], ids=["gpt_neox", "gpt2"])
+def run(request, settings, tmp_path_factory):
+    """Sharded in one process, replaced at its last update: `final` is the last average."""
+    directory = tmp_path_factory.mktemp("sharded") / "run"
+    overlay = {"training": {"sharding": "fsdp2"}, "averaging": {"mode": "replace", "replace_with": "lawa"}}
+    if request.param is not None:
+        settings = {**settings, "model": request.param}
+    runs.start(build(Config, merge(settings, overlay)), directory, console=quiet())
+    return directory
+
+
+def exported(run, tmp_path, what, capsys):
+    assert main(["average", str(run / what), "--output", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "out")}
+    verify(tmp_path / "out")
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+
+
+def test_an_exported_average_is_the_final_model_to_the_bit(run, tmp_path, capsys):
+    model = exported(run, tmp_path, "averages/lawa/step00000012", capsys)
+    final = AutoModelForCausalLM.from_pretrained(run / "final", dtype=torch.float32)
+    expected = final.state_dict()
+    assert all(same_bits(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(run / "final/model.safetensors").keys()
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["snapshots"] == [8, 10, 12]
+
+
+def test_the_files_are_what_an_unsharded_run_writes(run, settings, tmp_path, capsys):
+    model = exported(run, tmp_path, "checkpoints/step00000012", capsys)
+    names = load_file(tmp_path / "out" / "model.safetensors").keys()
+    model.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == names
+    for config in (tmp_path / "out" / "config.json", run / "final" / "config.json"):
+        assert json.loads(config.read_text())["architectures"] == [type(model).__name__]
+
+
+def test_bad_input_gets_a_sentence(run, tmp_path, capsys):
+    def said(*arguments, code):
+        assert main(["average", *map(str, arguments)]) == code
+        return capsys.readouterr().err
+
+    one = run / "checkpoints" / "step00000012"
+    assert "is no directory; name a checkpoint" in said(tmp_path / "nowhere", "--output", tmp_path / "o", code=2)
+    assert "is a Hugging Face model directory already" in said(run / "final", "--output", tmp_path / "o", code=2)
+    assert "exists already; choose another --output" in said(one, "--output", run, code=2)
+    assert "does not average several on disk" in said(one, one, "--output", tmp_path / "o", code=2)
+    assert not (tmp_path / "o").exists()
+
+
+def test_help_loads_no_torch():
+    code = "import sys\nfrom lawa.cli import main\ntry:\n main(['average','--help'])\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert done.stdout.endswith("False\n")
