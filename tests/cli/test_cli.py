@@ -46,6 +46,7 @@ def test_help_documents_every_verb_and_every_setting():
     usage = "usage: lawa train CONFIG.yaml --output RUN [options]\n       lawa train --resume RUN [options]\n\n"
     assert shown.startswith(usage)
     assert "--training.precision fp32|bf16|fp16\n" in shown
+    assert "neox-2023-linear (default cosine)" in " ".join(shown.split())
     for path, field, _ in walk(Config):
         assert f"--{path} " in shown, path
         assert field.metadata["help"].split()[0] in shown

@@ -96,7 +96,10 @@ def write_manifest(directory: Path, known: Mapping[str, dict[str, Any]] = Mappin
 
 def listed(path: Path) -> dict[str, dict[str, Any]]:
     """{file: {"bytes", "sha256"}} of a published directory."""
-    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    try:
+        return dict(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (ValueError, KeyError, TypeError) as bad:
+        raise LawaError(f"{path / MANIFEST} is no manifest ({bad!r}); it is damaged") from None
 
 
 def is_published(path: str | os.PathLike[str]) -> bool:
