@@ -2,7 +2,7 @@
 
 Every line has `kind` and `update`. The kinds of a training run:
 
-    train        loss (mean since the last line), lr, grad_norm (null: the update was skipped), loss_scale (fp16), tokens
+    train        loss (mean since the last line), lr, grad_norm (null: update skipped), loss_scale (fp16), tokens
     evaluation   losses {"plain": …, NAME: …}, snapshots {NAME: count}, tokens
     replacement  name, snapshots, applied, loss (of the replaced weights, where evaluated)
     end          seconds {"training": …, "averaging": …, "evaluation": …, "checkpoints": …}

@@ -77,6 +77,7 @@ def run(given: argparse.Namespace) -> int:
     try:
         for module in ("torch", "transformers", "accelerate", "rich"):
             require(module, extra="train")
+        from lawa.pretrain.ranks import leave
         from lawa.pretrain.run import resume, start
         from lawa.pretrain.signals import Stopped
 
@@ -86,12 +87,14 @@ def run(given: argparse.Namespace) -> int:
             else:
                 losses = start(config, directory)
         except Stopped as stopped:
+            leave()
             if main:
                 print(f"lawa train: {stopped}; {way_on(directory)}", file=sys.stderr)
             return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"lawa train: interrupted; {way_on(directory)}", file=sys.stderr)
         return 130
+    leave()
     if not main:
         return 0
     if given.json:

@@ -60,8 +60,10 @@ class Loop:
         self.trackers = trackers
         self.stop = stop or Stop()
         self.checkpoints = Checkpoints(run, setup, records)
-        self._loss_sum = torch.zeros((), device=setup.device)  # since the last line of training loss
-        self._loss_count = 0
+        sums, self._loss_count = self.position.unlogged  # since the last line of training loss
+        if len(sums) != self.ranks.world:  # other processes than wrote them
+            sums = [sum(sums), *[0.0] * (self.ranks.world - 1)]
+        self._loss_sum = torch.tensor(sums[self.ranks.rank], dtype=torch.float32, device=setup.device)
         self._skipped = False  # whether the loss scaler skipped the last update
 
     def train(self) -> dict[str, float]:
@@ -78,13 +80,17 @@ class Loop:
             self.capture(t)
             stopping = self.ranks.most(self.stop.asked)
             evaluating = t % self.config.evaluation.every == 0 or t == last
-            saving = t % self.config.checkpoints.every == 0 or t == last or bool(stopping)
-            if t % self.config.training.log_every == 0 or saving:
+            planned = t % self.config.checkpoints.every == 0 or t == last
+            saving = planned or bool(stopping)
+            if t % self.config.training.log_every == 0 or planned:
                 self.log(lr, norm)
+            elif saving:
+                self.refuse_divergence(self.ranks.total(float(self._loss_sum))[0], self.norm(norm))
             if evaluating or saving:
                 self.look(evaluating=evaluating, saving=saving)
             if saving:
                 with self.clock("checkpoints"):
+                    self.position.unlogged = self.ranks.each(float(self._loss_sum)), self._loss_count
                     self.checkpoints.save(self.position)
             self.checkpoints.check()
             if stopping and t < last:
@@ -142,22 +148,25 @@ class Loop:
             self.averager.capture(t, skipped=self._skipped)
 
     def log(self, lr: float, norm: torch.Tensor) -> None:
-        """Write the mean training loss since the last line; where it or the gradient is not finite the run ends.
-
-        Logged before anything is saved: a gradient that is not finite has made weights that are not. (Under a loss
-        scaler it has not: that update was skipped.)
-        """
+        """Write the mean training loss since the last line; where it or the gradient is not finite the run ends."""
         with self.clock("training"):
             (total,) = self.ranks.total(float(self._loss_sum))
-            loss, grad_norm = total / self._loss_count / self.ranks.world, norm_of(norm)
+            loss, grad_norm = total / self._loss_count / self.ranks.world, self.norm(norm)
             self._loss_sum.zero_()
             self._loss_count = 0
             scaler = self.setup.scaler
             scale = {} if scaler is None else {"loss_scale": scaler.scale_now}
-            shown = None if self._skipped and not math.isfinite(grad_norm) else grad_norm
-            self.write("train", loss=loss, lr=lr, grad_norm=shown, **scale)
+            self.write("train", loss=loss, lr=lr, grad_norm=grad_norm, **scale)
         self.progress.trained(self.position.update, loss)
-        for what, value in (("training loss", loss), ("gradient norm", shown)):
+        self.refuse_divergence(loss, grad_norm)
+
+    def norm(self, gradients: torch.Tensor) -> float | None:
+        """The gradient norm; None of an update that the loss scaler skipped."""
+        return None if self._skipped else norm_of(gradients)
+
+    def refuse_divergence(self, loss: float, grad_norm: float | None) -> None:
+        """Raise where these are not finite, before anything is saved: such a gradient has made such weights."""
+        for what, value in (("training loss", loss), ("gradient norm", grad_norm)):
             if value is not None and not math.isfinite(value):
                 raise LawaError(
                     f"{self.run}: the {what} is {value} at update {self.position.update}; earlier checkpoints are "

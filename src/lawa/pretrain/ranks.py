@@ -104,6 +104,14 @@ class Ranks:
         distributed.all_reduce(sums, group=self._side)
         return sums.tolist()
 
+    def each(self, value: float) -> list[float]:
+        """Every rank's value, in their order."""
+        if self.world == 1:
+            return [value]
+        values = [torch.zeros((), dtype=torch.float64) for _ in range(self.world)]
+        distributed.all_gather(values, torch.tensor(value, dtype=torch.float64), group=self._side)
+        return [float(one) for one in values]
+
     def most(self, value: int) -> int:
         """The largest of all ranks' values."""
         if self.world == 1:
@@ -156,6 +164,12 @@ class Ranks:
         self.accelerator.free_memory()
         if self.sharded and self.world == 1 and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def leave() -> None:
+    """Leave the process group, where all is done."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def launched() -> tuple[int, int]:

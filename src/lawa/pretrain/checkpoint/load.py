@@ -21,6 +21,12 @@ def load(run: Path, directory: Path, setup: Setup, records: Records) -> Position
     with ranks.main_first():
         if ranks.main:
             _verify(run, directory)
+            later = [path for path in step_directories(run / CHECKPOINTS).values() if path.name > directory.name]
+            if later:
+                raise LawaError(
+                    f"{later[-1]} is later than {directory.name}, the last that training can go on from (its training/ "
+                    "is gone); move it elsewhere, as it would be written again"
+                )
     state = State.read(training)
     if state.format != ("dcp" if ranks.sharded else "hf"):
         was, now = ("fsdp2", "none") if state.format == "dcp" else ("none", "fsdp2")

@@ -14,13 +14,15 @@ STATE = "state.json"
 class Position:
     """Where a run stands.
 
-    update   the last one done
-    losses   the validation losses at that update by name, in nats, if it was evaluated
-    seconds  spent so far, by what they were spent on
+    update    the last one done
+    losses    the validation losses at that update by name, in nats, if it was evaluated
+    unlogged  each process's sum of training losses since the last line of them, and of how many updates
+    seconds   spent so far, by what they were spent on
     """
 
     update: int = 0
     losses: dict[str, float] = field(default_factory=dict)
+    unlogged: tuple[list[float], int] = ([], 0)
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("training", "averaging", "evaluation", "checkpoints"), 0.0)
     )
