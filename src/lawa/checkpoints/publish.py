@@ -90,7 +90,8 @@ def write_manifest(directory: Path, known: Mapping[str, dict[str, Any]] = Mappin
     manifest = directory / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     _to_disk(manifest)
-    for folder in {file.parent for file in _files(directory)} | {directory}:
+    above = {folder for file in _files(directory) for folder in file.parents if folder.is_relative_to(directory)}
+    for folder in above | {directory}:
         _to_disk(folder)
 
 

@@ -76,7 +76,8 @@ def _standing(run: Path, described: dict[str, Any]) -> dict[str, Any]:
     last: dict[str, dict[str, Any]] = {}
     for line in records.read(metrics) if metrics.is_file() else ():
         last[line["kind"]] = line
-    update = max((line["update"] for line in last.values()), default=0)
+    saved = step_directories(run / CHECKPOINTS)  # one that a signal asked for has no line
+    update = max([0, *(line["update"] for line in last.values()), *saved])
     return {
         "update": update,
         "updates": described["updates"],

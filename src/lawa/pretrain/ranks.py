@@ -186,12 +186,15 @@ def _gloo() -> distributed.ProcessGroup:
 
 def _refuse_other_launchers() -> None:
     for name, instead in (
+        ("ACCELERATE_USE_FSDP", "leave --use_fsdp out: training.sharding=fsdp2 says whether the model is sharded"),
         ("ACCELERATE_USE_DEEPSPEED", "training.sharding=fsdp2 shards the optimizer too"),
         ("ACCELERATE_USE_MEGATRON_LM", "training.sharding=fsdp2 shards the model"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "training.sharding=fsdp2 shards the model"),
     ):
         if os.environ.get(name, "false").lower() == "true":
             raise UsageError(f"accelerate launch asks for {name}, which this driver does not use; {instead}")
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise UsageError("accelerate launch asks for a dynamo backend; leave it out: training.compile=true compiles")
 
 
 def _on_cpu(device: str) -> bool:

@@ -110,7 +110,8 @@ class Checkpoints:
         """Publish what training delivers: the weights after its last update and any replacement due at it."""
         model, weights = self.setup.model, self.setup.model.state_dict()
         if self._ranks.sharded:
-            weights = sharded.gather(weights, main=self._ranks.main)
+            # With keep_vars tied names give one object, and gather tells by that.
+            weights = sharded.gather(model.state_dict(keep_vars=True), main=self._ranks.main)
             model = sharded.shape_of(model)
         if self._ranks.main:
             with publish(self.run / FINAL) as partial:
