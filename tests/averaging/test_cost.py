@@ -12,8 +12,9 @@ from torch import nn
 import lawa
 from averaging import toys
 from averaging.toys import evaluate
-from lawa import EMA, RunningMean, WeightAverager
+from lawa import EMA, RunningMean, WeightAverager, Window
 from lawa.averaging.mean import block_size
+from lawa.averaging.stores import DeviceStore
 from lawa.errors import LawaError
 
 LAST = 14
@@ -115,6 +116,31 @@ def test_the_estimate_is_what_is_really_allocated(dtype: torch.dtype, settings: 
     assert cost.device + cost.host <= memory.alive <= cost.device + cost.host + SCRATCH
     assert cost.swap <= swap <= cost.swap + SCRATCH
     assert saved == cost.disk
+
+
+class Durable(DeviceStore):
+    """Keeps at most one snapshot in memory, and gives them one group at a time."""
+
+    durable = True
+
+    def nbytes(self, snapshots: int) -> tuple[int, int]:
+        return super().nbytes(min(snapshots, 1))
+
+
+def test_a_durable_store_costs_a_group_during_a_swap_and_nothing_in_a_saved_state() -> None:
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
+    first, second = 64 * 64 * 4, 64 * 32 * 2
+    settings: dict[str, Any] = {"averages": {"w": Window(4, every=2), "e": EMA(0.9)}}
+    plain = lawa.estimate(model, mode="evaluate", **settings)
+    durable = lawa.estimate(model, mode="evaluate", placement=Durable, **settings)
+    running = first + 2 * second  # the EMA's state is fp32
+    assert plain.snapshot == durable.snapshot == first + second
+    assert (plain.host, plain.disk) == (4 * (first + second) + running, 4 * (first + second) + running)
+    assert (durable.host, durable.disk) == (first + second + running, running)
+    assert (plain.swap, durable.swap) == (2 * (first + second), 2 * (first + second) + first)
+    replacing = lawa.estimate(model, mode="replace", every=1, window=4, placement=Durable)
+    assert replacing.disk == 0
+    assert replacing.swap == durable.swap
 
 
 def bytes_of(state: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ import twins
 from lawa.averaging import kernels
 from lawa.averaging.coefficients import coefficients
 from lawa.averaging.finite import all_finite
-from lawa.averaging.mean import average_into, block_size, ema_into, sum_into
+from lawa.averaging.mean import average_into, average_one_by_one, block_size, ema_into, sum_into
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SPECS = [None, "linear", "one_minus_sqrt", {"ema": 0.9}]
@@ -288,6 +288,70 @@ def test_a_bf16_mean_of_a_thousand_draws_is_the_exact_one_rounded() -> None:
     one_rounding = rms(torch.from_numpy(exact).bfloat16())
     assert rms(ours(snapshots, out=torch.bfloat16)) == pytest.approx(one_rounding, rel=0.01)
     assert rms(in_its_own_dtype) > 2 * one_rounding, "the fault this test is about"
+
+
+# ---- one snapshot in memory at a time
+
+
+def one_by_one(
+    snapshots: Sequence[torch.Tensor],
+    c: Sequence[float] | None = None,
+    *,
+    out: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
+    block: int | None = None,
+) -> torch.Tensor:
+    """Each read into the same memory, which the next one overwrites; each asked for once."""
+    memory = torch.empty_like(snapshots[0])
+
+    def reading() -> Iterator[torch.Tensor]:
+        for snapshot in snapshots:
+            yield memory.copy_(snapshot)
+        memory.fill_(float("nan"))
+
+    result = torch.full((snapshots[0].numel(),), float("nan"), dtype=out)
+    average_one_by_one(result, reading(), len(snapshots), c, dtype=dtype, block=block)
+    return result
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 12])
+@pytest.mark.parametrize("captured", DTYPES, ids=str)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_one_by_one_has_the_bits_of_all_together(k: int, captured: torch.dtype, spec: object) -> None:
+    snapshots, c = draws(k, 1001, captured), weights(spec, k)
+    for out in DTYPES:
+        for dtype in (torch.float32, torch.float64):
+            result = one_by_one(snapshots, c, out=out, dtype=dtype)
+            assert twins.same_bits(result, expected(snapshots, c, out=out, dtype=dtype)), (out, dtype)
+            assert twins.same_bits(result, ours(snapshots, c, out=out, dtype=dtype)), (out, dtype)
+
+
+@pytest.mark.parametrize("block", [1, 7, 333, 999, 1000, 1001, 4096])
+@pytest.mark.parametrize("spec", SPECS[:2], ids=str)
+def test_one_by_one_at_any_block_size(block: int, spec: object) -> None:
+    for captured in DTYPES:
+        snapshots, c = draws(5, 1000, captured), weights(spec, 5)
+        result = one_by_one(snapshots, c, out=captured, block=block)
+        assert twins.same_bits(result, expected(snapshots, c, out=captured))
+
+
+@pytest.mark.parametrize("captured", DTYPES, ids=str)
+def test_one_by_one_in_the_corners(captured: torch.dtype) -> None:
+    snapshots = [
+        grid.reshape(-1).to(captured)
+        for grid in torch.meshgrid(*[torch.tensor(EDGES, dtype=torch.float64)] * 2, indexing="ij")
+    ]
+    for c in (None, weights("linear", 2)):
+        for out in DTYPES:
+            assert twins.same_bits(one_by_one(snapshots, c, out=out), expected(snapshots, c, out=out)), (c, out)
+
+
+def test_one_by_one_of_nothing_and_into_a_view() -> None:
+    assert one_by_one([torch.empty(0), torch.empty(0)]).numel() == 0
+    snapshots, out = draws(3, 50, torch.bfloat16), torch.zeros(50, 2)
+    average_one_by_one(out[:, 0], snapshots, 3)
+    assert twins.same_bits(out[:, 0], expected(snapshots))
+    assert torch.equal(out[:, 1], torch.zeros(50))
 
 
 # ---- EMA and running sums

@@ -17,6 +17,8 @@ from torch import nn
 
 from averaging import toys
 from lawa import EMA, RunningMean, WeightAverager, Window
+from lawa.averaging.parameters import Layout
+from lawa.averaging.stores import DeviceStore
 from lawa.errors import LawaError
 
 LAST = 11
@@ -484,3 +486,102 @@ def test_going_on_under_another_rule_warns() -> None:
     other = WeightAverager(model, mode="evaluate", averages={"w": Window(5, every=1), "e": EMA(0.5)})
     with pytest.warns(UserWarning, match="'e' was saved as 'EMA beta 0.9, every 1' and goes on as 'EMA beta 0.5"):
         other.load_state_dict(saved.state_dict())
+
+
+# ---- states whose tensors are kept elsewhere
+
+
+class Durable(DeviceStore):
+    """Snapshots that outlive their process: `kept` is the disk, {update: flat tensors}."""
+
+    durable = True
+
+    def __init__(self, layout: Layout, kept: dict[int, list[torch.Tensor]]) -> None:
+        super().__init__(layout)
+        self.kept = kept
+
+    def capture(self, step: int) -> Any:
+        snapshot = super().capture(step)
+        self.kept[step] = [flat.clone() for flat in snapshot]
+        return snapshot
+
+    def empty(self, step: int) -> Any:
+        snapshot = super().empty(step)
+        for flat, kept in zip(snapshot, self.kept.get(step, ()), strict=step in self.kept):
+            flat.copy_(kept)
+        return snapshot
+
+
+DURABLE = {name: SETTINGS[name] for name in ("evaluate", "slide", "clear", "strength", "many")}
+
+
+@pytest.mark.parametrize("settings", DURABLE.values(), ids=DURABLE)
+def test_the_state_of_a_durable_store_names_its_snapshots_and_carries_none(settings: Any) -> None:
+    """So a saved state is small, and a fresh process asks the store for what the windows held."""
+    kept: dict[int, list[torch.Tensor]] = {}
+    durable = {**settings, "placement": lambda layout: Durable(layout, kept)}
+    plain, stopped = Run(**settings), Run(**durable)
+    for stop in range(1, LAST):
+        plain.go(stop, stop)
+        stopped.go(stop, stop)
+        saved = through_torch_save(stopped.state())
+        assert saved["averager"]["snapshots"] == {}
+        assert saved["averager"]["meta"] == plain.averager.state_dict()["meta"]
+        assert saved["averager"]["running"].keys() == plain.averager.state_dict()["running"].keys()
+        resumed = Run(**durable).load(saved)
+        assert same(resumed.go(stop + 1, LAST).end(), Run(**settings).go(1, LAST).end()), f"stopped after {stop}"
+
+
+def test_a_durable_store_is_asked_only_for_what_is_held_and_before_anything_changes() -> None:
+    kept: dict[int, list[torch.Tensor]] = {}
+    asked: list[int] = []
+
+    class Lacking(Durable):
+        def empty(self, step: int) -> Any:
+            asked.append(step)
+            if step not in self.kept:
+                raise LawaError(f"no snapshot of update {step}")
+            return super().empty(step)
+
+    state = Run(**SETTINGS["evaluate"], placement=lambda layout: Durable(layout, kept)).go(1, 9).state()
+    fresh = Run(**SETTINGS["evaluate"], placement=lambda layout: Lacking(layout, kept))
+    del kept[2]
+    fresh.averager.load_state_dict(state["averager"])
+    assert asked == fresh.averager.steps() == [4, 6, 8]
+    smaller = Run(**{**SETTINGS["evaluate"], "window": 2}, placement=lambda layout: Lacking(layout, kept))
+    del kept[4]
+    smaller.averager.load_state_dict(state["averager"])
+    assert smaller.averager.steps() == [6, 8]
+    with pytest.raises(LawaError, match="no snapshot of update 4"):
+        fresh.averager.load_state_dict(state["averager"])
+    assert fresh.averager.steps() == [4, 6, 8]
+
+
+@pytest.mark.parametrize("settings", [SETTINGS["slide"], SETTINGS["many"]], ids=["slide", "many"])
+@pytest.mark.parametrize("before", [0, 5])
+def test_room_is_made_for_a_state_that_is_loaded_piece_by_piece(settings: Any, before: int) -> None:
+    """What `meta` tells is enough; the pieces are then loaded into the averager's own memory, and stay there."""
+    saved = Run(**settings).go(1, 7)
+    state = through_torch_save(saved.state())
+    fresh = Run(**settings).go(1, before)
+    fresh.averager.make_room(state["averager"]["meta"])
+    room = fresh.averager.state_dict()
+    for kind in ("snapshots", "running"):
+        assert room[kind].keys() == state["averager"][kind].keys()
+        for piece, tensors in room[kind].items():
+            for name, tensor in tensors.items():
+                tensor.copy_(state["averager"][kind][piece][name])
+    filled = {**state, "averager": {**room, "meta": state["averager"]["meta"]}}
+    memory = {tensor.data_ptr() for tensors in room["snapshots"].values() for tensor in tensors.values()}
+    fresh.load(filled)
+    now = fresh.averager.state_dict()["snapshots"]
+    assert {tensor.data_ptr() for tensors in now.values() for tensor in tensors.values()} == memory
+    assert same(fresh.go(8, LAST).end(), saved.go(8, LAST).end())
+
+
+def test_room_for_an_empty_state_lets_go_of_everything() -> None:
+    fresh = Run(**SETTINGS["many"])
+    used = Run(**SETTINGS["many"]).go(1, 6)
+    used.averager.make_room(fresh.averager.state_dict()["meta"])
+    state = used.averager.state_dict()
+    assert state["snapshots"] == state["running"] == {}

@@ -1,10 +1,25 @@
 """A published directory is whole or absent."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
-from lawa.checkpoints.publish import is_published, publish, remove, sweep, verify, write_manifest
+from lawa.checkpoints.publish import (
+    begin,
+    complete,
+    hidden,
+    is_published,
+    link,
+    listed,
+    publish,
+    remove,
+    sha256,
+    sweep,
+    verify,
+    write_manifest,
+)
 from lawa.errors import LawaError
 
 
@@ -84,3 +99,112 @@ def test_leftovers_of_killed_writers_are_swept(tmp_path):
     (tmp_path / ".other.partial" / "half").write_text("x")
     sweep(tmp_path)
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_several_writers_begin_and_complete_one_directory(tmp_path):
+    partial = begin(tmp_path / "deep" / "out")
+    assert partial == hidden(tmp_path / "deep" / "out")
+    assert partial.is_dir()
+    (partial / "a.txt").write_text("a")
+    partial = begin(tmp_path / "deep" / "out")  # a killed try leaves nothing in the next one's way
+    assert os.listdir(partial) == []
+    (partial / "folder").mkdir()
+    for name in ("folder/0.txt", "folder/1.txt"):
+        (partial / name).write_text(name)
+    complete(partial, tmp_path / "deep" / "out")
+    verify(tmp_path / "deep" / "out")
+    assert os.listdir(tmp_path / "deep") == ["out"]
+    with pytest.raises(LawaError, match="exists already; remove it"):
+        begin(tmp_path / "deep" / "out")
+    assert os.listdir(tmp_path / "deep") == ["out"]
+
+
+def test_what_is_listed_is_what_lies_there(tmp_path):
+    write(tmp_path / "out", "seven..")
+    files = listed(tmp_path / "out")
+    assert sorted(files) == ["a.txt", "folder/b.txt"]
+    for name, entry in files.items():
+        assert entry == {"bytes": 7, "sha256": sha256(tmp_path / "out" / name)}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The names of the files whose digest was taken."""
+    names = []
+
+    def counted(file):
+        names.append(file.name)
+        return sha256(file)
+
+    monkeypatch.setattr("lawa.checkpoints.publish.sha256", counted)
+    return names
+
+
+def test_what_another_manifest_knows_is_not_read_again(tmp_path, read):
+    write(tmp_path / "first")
+    assert sorted(read) == ["a.txt", "b.txt"]
+    with publish(tmp_path / "second") as partial:
+        link(tmp_path / "first" / "folder", partial / "folder")
+        (partial / "new.txt").write_text("new")
+        write_manifest(partial, known=listed(tmp_path / "first"))
+        written = listed(partial)
+        read.clear()
+        write_manifest(partial, known=listed(tmp_path / "first"))
+        assert read == ["new.txt"]
+    assert sorted(written) == ["folder/b.txt", "new.txt"], "and what is known but not there is not listed"
+    assert written == listed(tmp_path / "second")
+    verify(tmp_path / "second")
+
+
+def linked(tmp_path):
+    """A published file and a published folder (with a hidden file, as DCP's), linked elsewhere."""
+    source = tmp_path / "source"
+    with publish(source) as partial:
+        (partial / "a.txt").write_text("a")
+        (partial / "folder" / "inner").mkdir(parents=True)
+        (partial / "folder" / ".metadata").write_text("m")
+        (partial / "folder" / "inner" / "b.txt").write_text("b")
+    link(source / "a.txt", tmp_path / "a.txt")
+    link(source / "folder", tmp_path / "new" / "folder")
+    return {
+        source / "a.txt": tmp_path / "a.txt",
+        source / "folder" / ".metadata": tmp_path / "new" / "folder" / ".metadata",
+        source / "folder" / "inner" / "b.txt": tmp_path / "new" / "folder" / "inner" / "b.txt",
+    }
+
+
+def test_a_link_is_the_same_file_and_outlives_the_other_name(tmp_path):
+    pairs = linked(tmp_path)
+    assert all(source.samefile(target) for source, target in pairs.items())
+    remove(tmp_path / "source")
+    assert [target.read_text() for target in pairs.values()] == ["a", "m", "b"]
+
+
+def test_without_hard_links_a_link_is_a_copy(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    pairs = linked(tmp_path)
+    assert not any(source.samefile(target) for source, target in pairs.items())
+    shutil.rmtree(tmp_path / "source")
+    assert [target.read_text() for target in pairs.values()] == ["a", "m", "b"]
+
+
+def test_every_file_and_folder_is_brought_to_disk_before_it_is_published(tmp_path, monkeypatch):
+    flushed = []
+    fsync = os.fsync
+
+    def noted(descriptor):
+        flushed.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    out = tmp_path / "out"
+    with publish(out) as partial:
+        (partial / "folder" / "inner").mkdir(parents=True)
+        (partial / "folder" / "inner" / "b.txt").write_text("b")
+    number = {path: path.stat().st_ino for path in (tmp_path, out, *out.rglob("*"))}
+    assert flushed[:2] == [number[out / "folder" / "inner" / "b.txt"], number[out / "manifest.json"]]
+    assert set(flushed[2:-1]) == {number[path] for path in (out, out / "folder", out / "folder" / "inner")}
+    assert flushed[-1] == number[tmp_path]

@@ -153,7 +153,7 @@ def test_an_unwritable_place(tmp_path, settings):
 
 
 @pytest.mark.parametrize(("at", "way"), [(1, "it has no checkpoint yet; remove RUN and start anew"),
-                                         (5, "go on after update 4 with: lawa train --resume RUN")])  # fmt: skip
+                                         (5, "go on after update [24] with: lawa train --resume RUN")])  # fmt: skip
 def test_ctrl_c_says_how_to_go_on(tmp_path, settings, monkeypatch, capsys, at, way):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     step = Loop.step
@@ -167,7 +167,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, settings, monkeypatch, capsys, at, w
     run = tmp_path / "run"
     assert main(["train", str(tmp_path / "c.yaml"), "--output", str(run)]) == 130
     shown = capsys.readouterr()
-    assert shown.err.endswith(f"lawa train: interrupted; {way.replace('RUN', str(run))}\n")
+    # Whether the checkpoint of update 4 was written by then is a matter of milliseconds.
+    assert re.search(f"lawa train: interrupted; {way.replace('RUN', re.escape(str(run)))}\n$", shown.err)
     assert shown.out == ""
 
 

@@ -43,7 +43,10 @@ def begin(path: str | os.PathLike[str]) -> Path:
         raise LawaError(f"{path} exists already; remove it or choose another place")
     partial = hidden(path)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    for folder in [folder for folder in reversed(path.parents) if not folder.exists()]:
+        folder.mkdir(exist_ok=True)
+        _to_disk(folder.parent)
+    partial.mkdir()
     return partial
 
 
@@ -128,7 +131,10 @@ def verify(path: str | os.PathLike[str], *, digests: bool = True) -> None:
 def sweep(parent: str | os.PathLike[str]) -> None:
     """Remove what killed writers left in `parent`."""
     for leftover in Path(parent).glob(f".*{_PARTIAL}"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def remove(path: str | os.PathLike[str]) -> None:

@@ -16,6 +16,7 @@ from lawa.pretrain.config import Config, load
 from lawa.pretrain.directory import FINAL, check_new, check_resumable, way_on
 from lawa.pretrain.reference import sections
 from lawa.pretrain.settings import merge, nested, walk
+from lawa.pretrain.signals import Stopped, Terminated, terminable
 
 SUMMARY = "pre-train a language model with latest weight averaging"
 USAGE = "lawa train CONFIG.yaml --output RUN [options]\n       lawa train --resume RUN [options]"
@@ -75,25 +76,25 @@ def run(given: argparse.Namespace) -> int:
         config = load(given.config, arm=given.arm, overrides=overrides)
 
     try:
-        for module in ("torch", "transformers", "accelerate", "rich"):
-            require(module, extra="train")
-        from lawa.pretrain.ranks import leave
-        from lawa.pretrain.run import resume, start
-        from lawa.pretrain.signals import Stopped
+        with terminable():
+            for module in ("torch", "transformers", "accelerate", "rich"):
+                require(module, extra="train")
+            from lawa.pretrain.ranks import leave
+            from lawa.pretrain.run import resume, start
 
-        try:
-            if config is None:
-                losses = resume(directory, overrides=overrides, force=given.override)
-            else:
-                losses = start(config, directory)
-        except Stopped as stopped:
-            leave()
-            if main:
-                print(f"lawa train: {stopped}; {way_on(directory)}", file=sys.stderr)
-            return 128 + stopped.signal_number
-    except KeyboardInterrupt:
+            try:
+                if config is None:
+                    losses = resume(directory, overrides=overrides, force=given.override)
+                else:
+                    losses = start(config, directory)
+            except Stopped as stopped:
+                leave()
+                if main:
+                    print(f"lawa train: {stopped}; {way_on(directory)}", file=sys.stderr)
+                return 128 + stopped.signal_number
+    except KeyboardInterrupt as interrupted:
         print(f"lawa train: interrupted; {way_on(directory)}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupted, Terminated) else 130
     leave()
     if not main:
         return 0

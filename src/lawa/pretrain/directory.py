@@ -91,4 +91,6 @@ def alone(run: Path) -> Iterator[None]:
 
 
 def _nothing_saved(run: Path) -> UsageError:
+    with alone(run):  # another process may be about to save
+        pass
     return UsageError(f"{run} stopped before its first checkpoint; remove it and start anew, or choose another place")

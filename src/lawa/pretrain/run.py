@@ -22,7 +22,7 @@ from lawa.data.store import TokenStore, open_store
 from lawa.errors import LawaError
 from lawa.pretrain import changes
 from lawa.pretrain.checkpoint.checkpoints import provenance
-from lawa.pretrain.checkpoint.load import load
+from lawa.pretrain.checkpoint.load import check_whole, load
 from lawa.pretrain.checkpoint.position import Position
 from lawa.pretrain.config import Config, read_yaml
 from lawa.pretrain.directory import (
@@ -42,7 +42,7 @@ from lawa.pretrain.progress import Progress, tokenizing
 from lawa.pretrain.ranks import Ranks
 from lawa.pretrain.settings import build, merge
 from lawa.pretrain.setup import Setup, prepare, store_path
-from lawa.pretrain.signals import Stop
+from lawa.pretrain.signals import Stop, ignore_sigterm
 from lawa.pretrain.table import table
 from lawa.pretrain.trackers import Trackers
 from lawa.records import Records, write_json
@@ -102,6 +102,9 @@ def resume(
                 for parent in (run, run / CHECKPOINTS, *(run / "averages").glob("*")):
                     sweep(parent)
         update, directory = check_resumable(run, updates=config.training.updates)
+        with ranks.main_first():
+            if ranks.main:
+                check_whole(run, directory)
         store = _same_store(store_path(config, run), described["data"]["digest"])
         setup = prepare(config, run, ranks=ranks, store=store, given=shape_of(directory))
         position = load(run, directory, setup, Records(run / "metrics.jsonl"))
@@ -154,8 +157,10 @@ def _train(run: Path, setup: Setup, console: Console, position: Position | None)
     stop = Stop()
     loop = Loop(run, setup, Records(run / "metrics.jsonl"), progress, position, trackers=trackers, stop=stop)
     try:
-        with progress.running(done), stop.listening(), _company(run, setup.ranks):
+        with _company(run, setup.ranks), progress.running(done), stop.listening():
             return loop.train()
+    except KeyboardInterrupt:  # a second Ctrl-C stops at once
+        raise
     except BaseException:
         loop.checkpoints.abandon()
         raise
@@ -173,6 +178,7 @@ def _company(run: Path, ranks: Ranks) -> Iterator[None]:
         lost = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL", "gloo", "ProcessGroup")
         if ranks.world == 1 or not any(sign in text for sign in lost):
             raise
+        ignore_sigterm()  # which the launcher sends now
         raise LawaError(
             f"rank {ranks.rank} lost another process of the run ({' '.join(text.split())[:120]}); {way_on(run)}"
         ) from error

@@ -18,6 +18,10 @@ class Stopped(Exception):
         self.update = update
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where no update is to be finished: while text is tokenized, or a model is made."""
+
+
 class Stop:
     """Whether a signal has asked the run to stop. A second Ctrl-C stops at once."""
 
@@ -41,3 +45,26 @@ class Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within the block SIGTERM raises Terminated, so that what is under way is cleared away as after Ctrl-C."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ignore_sigterm() -> None:
+    """From now on: this process is ending, and has something to say."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -50,7 +50,7 @@ class Checkpoints:
             "validation_loss": position.losses.get(name),
             **provenance(),
         }
-        weights = self._stage.copy(f"average {name}", self.setup.model.state_dict())
+        weights = self._stage.copy(f"average {name}", self._weights())
         self._stage.settle()
         self._averages[name] = weights, made
 
@@ -64,8 +64,10 @@ class Checkpoints:
         if averager is not None:
             averaging = averager.state_dict()
         on_disk = self._snapshots_on_disk()
+        if self._ranks.sharded:  # one view of a shared disk: all ranks must write the same snapshots
+            on_disk = self._ranks.first(on_disk)
         staged = Staged(
-            model=self._stage.copy("model", setup.model.state_dict()),
+            model=self._stage.copy("model", self._weights()),
             averages={name: weights for name, (weights, _) in self._averages.items()},
             # A loss scaler may have skipped every update so far: then the moments are the zeros they start from.
             optimizer=self._stage.copy(
@@ -108,17 +110,22 @@ class Checkpoints:
 
     def save_final(self) -> Path:
         """Publish what training delivers: the weights after its last update and any replacement due at it."""
-        model, weights = self.setup.model, self.setup.model.state_dict()
+        model = self.setup.model
         if self._ranks.sharded:
-            # With keep_vars tied names give one object, and gather tells by that.
-            weights = sharded.gather(model.state_dict(keep_vars=True), main=self._ranks.main)
+            weights = sharded.gather(model, main=self._ranks.main)
             model = sharded.shape_of(model)
+        else:
+            weights = model.state_dict()
         if self._ranks.main:
             with publish(self.run / FINAL) as partial:
                 whole.write_weights(partial, model, weights)
                 self._copy_tokenizer(partial)
         self._ranks.wait()
         return self.run / FINAL
+
+    def _weights(self) -> Tensors:
+        model = self.setup.model
+        return sharded.weights_of(model) if self._ranks.sharded else model.state_dict()
 
     # ---- behind training
 

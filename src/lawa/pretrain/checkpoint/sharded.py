@@ -7,7 +7,7 @@ linked), and two of its threads at once would mix up their messages. The thread 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, distributed, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lawa.averaging.averager import WeightAverager
-from lawa.averaging.parameters import local
 from lawa.checkpoints.find import step_directory
 from lawa.checkpoints.publish import is_published
 from lawa.pretrain.checkpoint.staging import Staged, Tensors, room_for_optimizer
@@ -29,7 +28,7 @@ Group = distributed.ProcessGroup | None
 
 
 def write_weights(directory: Path, weights: Tensors, group: Group) -> None:
-    dcp.save({"model": _once(weights)}, checkpoint_id=directory / WEIGHTS, process_group=group)
+    dcp.save({"model": weights}, checkpoint_id=directory / WEIGHTS, process_group=group)
 
 
 def write_training(directory: Path, staged: Staged, group: Group) -> None:
@@ -47,7 +46,7 @@ def snapshot_name(step: int) -> str:
 
 def read_weights(directory: Path, model: nn.Module, group: Group) -> None:
     """In place, into the shards of `model`."""
-    dcp.load({"model": _once(model.state_dict())}, checkpoint_id=directory / WEIGHTS, process_group=group)
+    dcp.load({"model": weights_of(model)}, checkpoint_id=directory / WEIGHTS, process_group=group)
 
 
 def read_optimizer(training: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: Group) -> None:
@@ -66,16 +65,19 @@ def read_averager(training: Path, averager: WeightAverager, meta: str, group: Gr
     return {**state, "meta": meta}
 
 
-def gather(weights: Mapping[str, Tensor], *, main: bool) -> Tensors:
-    """The whole tensors in host memory, on the main process; a collective for each, so all ranks call it."""
+def weights_of(model: nn.Module) -> Tensors:
+    """The model's state_dict with tied tensors once, under the first of their names, as the averager names them.
+
+    By the parameters and not by their memory: some rank's shard of one may be empty, and all must agree.
+    """
+    again = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in again}
+
+
+def gather(model: nn.Module, *, main: bool) -> Tensors:
+    """The whole weights in host memory, on the main process; a collective for each, so all ranks call it."""
     whole: Tensors = {}
-    by_shard: dict[int, str] = {}
-    for name, tensor in weights.items():
-        first = by_shard.setdefault(id(tensor), name)
-        if first != name:  # tied
-            if main:
-                whole[name] = whole[first]
-            continue
+    for name, tensor in weights_of(model).items():
         full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
         if main:
             whole[name] = full.detach().cpu()
@@ -90,7 +92,7 @@ def shape_of(model: PreTrainedModel) -> PreTrainedModel:
 
 def export(directory: Path, output: Path, model: PreTrainedModel) -> None:
     """Write the DCP weights of `directory` into `output` as save_pretrained would; `model` has their shape, in fp32."""
-    _load_alone(directory / WEIGHTS, _once(model.state_dict()))
+    _load_alone(directory / WEIGHTS, weights_of(model))
     model.save_pretrained(output)
 
 
@@ -112,18 +114,3 @@ def _load_alone(weights: Path, into: Mapping[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         dcp.load({"model": dict(into)}, checkpoint_id=weights, no_dist=True)
-
-
-def _once(weights: Mapping[str, Tensor]) -> Tensors:
-    """Tied tensors under the first of their names, as the averager names them."""
-    return dict(_first_names(weights))
-
-
-def _first_names(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    seen: set[int] = set()
-    for name, tensor in weights.items():
-        own = local(tensor)
-        identity = own.data_ptr() if own.numel() else id(tensor)
-        if identity not in seen:
-            seen.add(identity)
-            yield name, tensor

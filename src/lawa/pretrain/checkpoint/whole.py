@@ -50,7 +50,7 @@ def read_optimizer(training: Path, model: nn.Module, optimizer: torch.optim.Opti
     parameters = dict(model.named_parameters())
     for full, tensor in load_file(training / OPTIMIZER).items():
         key, _, name = full.partition(".")
-        optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
+        optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device, copy=True)  # no map of the file
 
 
 def read_averager(training: Path, meta: str) -> dict[str, Any]:
@@ -73,11 +73,15 @@ class SavedWeights:
         return is_published(step_directory(self.checkpoints, step))
 
     def read(self, step: int, into: Mapping[str, Tensor]) -> None:
+        directory, missing = step_directory(self.checkpoints, step), set(into)
         wanted = {saved: name for name in into for saved in self._names[name]}
-        for file in sorted(step_directory(self.checkpoints, step).glob("model*.safetensors")):
+        for file in sorted(directory.glob("model*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
                 for saved in wanted.keys() & set(tensors.keys()):
                     into[wanted[saved]].copy_(tensors.get_tensor(saved))
+                    missing.discard(wanted[saved])
+        if missing:
+            raise LawaError(f"{directory} lacks the weights of {min(missing)!r}, which a window needs; put them back")
 
 
 def _saved_names(model: PreTrainedModel) -> dict[str, list[str]]:
