@@ -113,7 +113,7 @@ def keep_averages(self: loop.Loop, run: str) -> None:
     assert averager is not None
     for name in averager.averages:
         with averager.averaged(name):
-            whole = sharded.gather(self.setup.model.state_dict(keep_vars=True), main=self.ranks.main)
+            whole = sharded.gather(self.setup.model, main=self.ranks.main)
             if self.ranks.main:
                 np.savez(f"{run}.loaded.{name}.npz", **{key: tensor.numpy() for key, tensor in whole.items()})
 

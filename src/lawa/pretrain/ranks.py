@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -86,7 +87,10 @@ class Ranks:
             return model
         if self.world == 1:
             return model
-        return self.accelerator.prepare_model(model)
+        with warnings.catch_warnings():
+            # accelerate has no other name for it yet, and torch's new one would do something else.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return self.accelerator.prepare_model(model)
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[object]:
         """Around a micro-batch: only the last of an update exchanges gradients."""
