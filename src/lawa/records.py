@@ -35,11 +35,13 @@ class Records:
             file.write(line + "\n")
 
     def size(self) -> int:
-        """Bring the file to disk and return its bytes: what a checkpoint remembers."""
+        """The file's bytes so far: what a checkpoint remembers."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def to_disk(self) -> None:
+        """Bring what was written to disk."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.flush()
             os.fsync(file.fileno())
-            return file.tell()
 
     def cut_back(self, size: int) -> None:
         """Drop every line written after the file had `size` bytes."""

@@ -131,6 +131,8 @@ class Checkpoints:
 
     def _write(self, staged: Staged, state: State, made: dict[str, Any], linked: dict[int, Path]) -> None:
         update = state.position["update"]
+        if self._ranks.main:
+            self.records.to_disk()  # as far as the checkpoint remembers, and maybe farther
         for name, weights in staged.averages.items():
 
             def average(partial: Path, name: str = name, weights: Tensors = weights) -> None:
