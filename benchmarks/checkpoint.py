@@ -41,7 +41,7 @@ from measure import Check, Found, Record, Spread, alternate, milliseconds, numbe
 from texts import small_corpus
 
 TARGET = 1.5
-WINDOW = 2  # of it one snapshot is new in every checkpoint, whatever its size
+WINDOW = 10  # of it one snapshot is new in every checkpoint
 SETTLE = 0.05  # seconds before anything short is timed, for torch's threads go on spinning after an update
 SMALL = {"preset": "gpt2-small", "overrides": {"vocab_size": 50257}}
 DEMO = {"preset": "pythia-14m", "overrides": {"num_hidden_layers": 4, "vocab_size": 2048}}
@@ -118,8 +118,7 @@ class Steady:
         self.format = "dcp" if loop.ranks.sharded else "hf"
         self.stalls: list[float] = []
         for _ in range(WINDOW):
-            self._update()
-            self._capture()
+            self.save()
         self.state = _state(loop)
         self._copies = [torch.zeros_like(tensor) for tensor in self.state]
 

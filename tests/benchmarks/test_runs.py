@@ -24,15 +24,16 @@ def nbytes(file):
 def test_the_limit_of_a_checkpoint_copies_what_the_checkpoint_adds_to_the_disk(load, tmp_path):
     checkpoint = load("checkpoint")
     with checkpoint.steady(checkpoint._config(tmp_path, checkpoint.TINY, "none"), tmp_path / "run") as run:
-        for _ in range(2):
-            written = run.save()
+        written = run.save()
         update, directory = latest(tmp_path / "run")
-        assert update == run.loop.position.update == checkpoint.WINDOW + 2
-        assert [int(file.stem) for file in sorted((directory / TRAINING / "snapshots").iterdir())] == [3, 4]
+        assert update == run.loop.position.update == checkpoint.WINDOW + 1
+        snapshots = sorted((directory / TRAINING / "snapshots").iterdir())
+        assert [int(file.stem) for file in snapshots] == list(range(2, checkpoint.WINDOW + 2))
+        assert [file.stat().st_nlink for file in snapshots] == [2] * (checkpoint.WINDOW - 1) + [1]
         new = [
             directory / "model.safetensors",
             directory / TRAINING / "optimizer.safetensors",
-            directory / TRAINING / "snapshots" / "00000004.safetensors",
+            snapshots[-1],
         ]
         assert sum(tensor.nbytes for tensor in run.state) == sum(map(nbytes, new))
         assert 0 < run.stalls[-1] < written
@@ -43,9 +44,10 @@ def test_the_limit_of_a_checkpoint_copies_what_the_checkpoint_adds_to_the_disk(l
 def test_a_checkpoint_that_is_not_whole_is_found(load, tmp_path):
     checkpoint = load("checkpoint")
     with checkpoint.steady(checkpoint._config(tmp_path, checkpoint.TINY, "none"), tmp_path / "run") as run:
-        assert checkpoint._whole(run.loop) == "there is none of update 2"
-        run.save()
         assert checkpoint._whole(run.loop) == ""
+        run._capture()
+        assert checkpoint._whole(run.loop) == "there is none of update 11"
+        run.save()
         with (latest(tmp_path / "run")[1] / TRAINING / "optimizer.safetensors").open("ab") as file:
             file.write(b"!")
         assert "optimizer.safetensors" in checkpoint._whole(run.loop)
