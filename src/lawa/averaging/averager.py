@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -303,9 +303,12 @@ class WeightAverager:
 
     # ---- state (torch DCP's Stateful)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a fresh process needs to go on in the middle of a window. Tensors are views, not copies."""
-        return state.state_dict(self._collection, self._position)
+    def state_dict(self, *, without: Container[int] = ()) -> dict[str, Any]:
+        """Everything a fresh process needs to go on in the middle of a window. Tensors are views, not copies.
+
+        without  updates whose snapshots are left out, because they are kept elsewhere: they never change
+        """
+        return state.state_dict(self._collection, self._position, without=without)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state saved by `state_dict`; its averages, names and shapes must be this averager's."""

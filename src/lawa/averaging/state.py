@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Position:
     last_replacement: int | None = None
 
 
-def state_dict(collection: Collection, position: Position) -> dict[str, Any]:
+def state_dict(collection: Collection, position: Position, *, without: Container[int] = ()) -> dict[str, Any]:
     windows, running = collection.windows, collection.running
     held = windows.snapshots()
     meta = {
@@ -56,7 +56,9 @@ def state_dict(collection: Collection, position: Position) -> dict[str, Any]:
         snapshots = {}
     return {
         "meta": json.dumps(meta),
-        "snapshots": {_key(step): _named(collection, snapshot) for step, snapshot in snapshots.items()},
+        "snapshots": {
+            _key(step): _named(collection, snapshot) for step, snapshot in snapshots.items() if step not in without
+        },
         "running": {name: named(average.state_parts()) for name, average in running.items() if average.state},
     }
 

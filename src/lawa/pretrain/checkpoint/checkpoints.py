@@ -60,12 +60,12 @@ class Checkpoints:
             return
         self._writer.wait()
         setup, averager = self.setup, self.setup.averager
-        averaging: dict[str, Any] = {"meta": None, "snapshots": {}, "running": {}}
-        if averager is not None:
-            averaging = averager.state_dict()
         on_disk = self._snapshots_on_disk()
         if self._ranks.sharded:  # one view of a shared disk: all ranks must write the same snapshots
             on_disk = self._ranks.first(on_disk)
+        averaging: dict[str, Any] = {"meta": None, "snapshots": {}, "running": {}}
+        if averager is not None:
+            averaging = averager.state_dict(without=on_disk)
         staged = Staged(
             model=self._stage.copy("model", self._weights()),
             averages={name: weights for name, (weights, _) in self._averages.items()},
@@ -78,9 +78,8 @@ class Checkpoints:
                 name: self._stage.copy(f"running {name}", tensors) for name, tensors in averaging["running"].items()
             },
         )
-        new = [step for step in averaging["snapshots"] if int(step) not in on_disk]
-        for place, step in enumerate(new):
-            staged.snapshots[int(step)] = self._stage.copy(f"snapshot {place}", averaging["snapshots"][step])
+        for place, (step, tensors) in enumerate(averaging["snapshots"].items()):
+            staged.snapshots[int(step)] = self._stage.copy(f"snapshot {place}", tensors)
         self._stage.settle()
         state = State(
             position=asdict(position),
@@ -92,7 +91,8 @@ class Checkpoints:
         )
         made = {name: provenance for name, (_, provenance) in self._averages.items()}
         self._averages = {}
-        linked = {int(step): on_disk[int(step)] for step in averaging["snapshots"] if int(step) in on_disk}
+        held = {step for steps in state.windows.values() for step in steps}
+        linked = {step: path for step, path in on_disk.items() if step in held}
         self._writer.start(lambda: self._write(staged, state, made, linked))
 
     def check(self) -> None:
