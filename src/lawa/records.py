@@ -56,6 +56,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in `file`; LawaError where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as missing:
+        raise LawaError(f"{file} cannot be read ({missing.strerror}); the directory is incomplete") from missing
+    except ValueError as bad:
+        raise LawaError(f"{file} is not JSON ({bad}); it is damaged") from bad
+    if not isinstance(found, dict):
+        raise LawaError(f"{file} holds no object; it is damaged")
+    return found
+
+
 def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """The records of a file, in order. An unfinished last line is left out; any other bad line is an error."""
     lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)

@@ -12,7 +12,6 @@ import inspect
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import twins
 from averaging import toys
+from launching import run_to_the_end
 from lawa import EMA, RunningMean, WeightAverager, Window
 
 Weights = dict[str, np.ndarray]
@@ -353,13 +353,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    # Gloo's threads may hold tensors while Python ends, and then abort it (pytorch#179291).
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_to_the_end(main)

@@ -107,3 +107,16 @@ def test_evaluating_a_non_finite_average_is_allowed() -> None:
     averager = evaluate(model, every=1, window=1)
     averager.update()
     assert np.isnan(toys.seen_by(averager)["weight"]).all()
+
+
+def test_an_average_in_place_is_not_made_again_to_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toys.linear((1.0, 2.0))
+    averager = evaluate(model, every=1, window=2)
+    for value in (3.0, float("nan")):
+        averager.update()
+        with averager.averaged():
+            monkeypatch.setattr(averager._collection, "average", None)
+            assert averager.is_finite() is (value == 3.0)
+            monkeypatch.undo()
+        with torch.no_grad():
+            model.weight[0, 1] = float("nan")

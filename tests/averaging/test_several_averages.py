@@ -15,8 +15,8 @@ import twins
 from averaging import toys
 from averaging.toys import evaluate
 from lawa import EMA, RunningMean, Window
+from lawa.averaging.averages import snapshots_needed
 from lawa.averaging.coefficients import coefficients
-from lawa.averaging.window import snapshots_needed
 from lawa.errors import LawaError
 
 LAST = 14

@@ -1,5 +1,6 @@
 """A published directory is whole or absent."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -208,3 +209,20 @@ def test_every_file_and_folder_is_brought_to_disk_before_it_is_published(tmp_pat
     assert flushed[:2] == [number[out / "folder" / "inner" / "b.txt"], number[out / "manifest.json"]]
     assert set(flushed[2:-1]) == {number[path] for path in (out, out / "folder", out / "folder" / "inner")}
     assert flushed[-1] == number[tmp_path]
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret"])
+def test_what_a_manifest_lists_outside_its_directory_is_refused(tmp_path, name):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "secret").write_bytes(b"x")
+    entry = {"bytes": 1, "sha256": sha256(tmp_path / "secret")}
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps({"files": {name: entry}}))
+    with pytest.raises(LawaError, match=r"lists '.*', which is not in its directory"):
+        verify(tmp_path / "one")
+
+
+@pytest.mark.parametrize("files", [[], {"a": 3}, {"a": {"bytes": 1}}, {"a": {"bytes": "many", "sha256": ""}}])
+def test_a_damaged_manifest_is_named(tmp_path, files):
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    with pytest.raises(LawaError, match=r"manifest\.json is no manifest .*; it is damaged"):
+        verify(tmp_path)

@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from launching import run_to_the_end
 from lawa.data import order
 from lawa.errors import LawaError
 from lawa.pretrain import loop
 from lawa.pretrain import run as runs
 from lawa.pretrain.checkpoint import sharded
 from lawa.pretrain.config import Config
-from lawa.pretrain.ranks import launched
 from lawa.pretrain.scaler import LossScaler
 from lawa.pretrain.settings import build
 from lawa.pretrain.signals import Stopped
@@ -54,7 +53,7 @@ class Step:
 
 
 def go(step: Step) -> None:
-    rank, world = launched()
+    rank, world = (int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")))
     last = rank == world - 1
     seen: dict[str, np.ndarray] = {}
     skipped: list[int] = []
@@ -125,13 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    # Gloo's threads may hold tensors while Python ends, and then abort it (pytorch#179291).
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_to_the_end(main)

@@ -20,7 +20,8 @@ from lawa.pretrain.checkpoint.checkpoints import Checkpoints
 from lawa.pretrain.checkpoint.staging import Stage
 from lawa.pretrain.checkpoint.writer import Writer
 from lawa.pretrain.loop import Loop
-from pretrain.test_run import assert_same, killed_in, quiet, read, train, weights
+from pretrain.driving import assert_same, killed_in, quiet, train, weights
+from pretrain.test_run import read
 
 # ---- written while training goes on
 

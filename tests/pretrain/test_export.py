@@ -14,7 +14,7 @@ from lawa.cli import main
 from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
 from lawa.pretrain.settings import build, merge
-from pretrain.test_run import quiet
+from pretrain.driving import quiet
 from twins import same_bits
 
 GPT2 = {"architecture": "gpt2", "overrides": {"hidden_size": 16, "n_layer": 1, "n_head": 2}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import re
@@ -16,43 +15,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 from safetensors.torch import load_file
 
 from lawa import cli, records
 from lawa.checkpoints.find import step_directories
 from lawa.checkpoints.publish import is_published, verify
-from lawa.pretrain import run as runs
 from lawa.pretrain.checkpoint import whole
-from lawa.pretrain.config import Config
-from lawa.pretrain.loop import Loop
-from lawa.pretrain.settings import build, merge
+from lawa.pretrain.settings import merge
+from pretrain.driving import killed_in, train
 from twins import same_bits
 
 UPDATES = 12
-
-
-def train(settings, run, **sections):
-    runs.start(build(Config, merge(settings, sections)), run, console=Console(file=io.StringIO()))
-
-
-class Killed(BaseException):
-    pass
-
-
-def killed_in(monkeypatch, settings, run, *, at, **sections):
-    """A run killed in update `at`."""
-    step = Loop.step
-
-    def die(self, t):
-        if t == at:
-            raise Killed
-        return step(self, t)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Loop, "step", die)
-        with pytest.raises(Killed):
-            train(settings, run, **sections)
 
 
 @pytest.fixture(scope="module")

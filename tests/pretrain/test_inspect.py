@@ -246,7 +246,7 @@ def test_a_pickle_is_not_believed(tmp_path):
 
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(LawaError, match="no metadata of torch DCP"):
+    with pytest.raises(LawaError, match="which torch DCP does not write"):
         inspect(tmp_path)
     assert not (tmp_path / "done").exists()
 
@@ -272,3 +272,12 @@ def test_what_is_neither_gets_one_sentence(tmp_path, run):
         rewrite(run / "run.json", content)
         with pytest.raises(LawaError, match=sentence):
             inspect(run)
+
+
+def test_an_index_that_names_files_elsewhere_is_refused(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "secret.safetensors")
+    (tmp_path / "model").mkdir()
+    index = {"weight_map": {"a": "../secret.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LawaError, match=r"lists '\.\./secret\.safetensors', which is not in its directory"):
+        inspect(tmp_path / "model")

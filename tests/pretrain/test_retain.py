@@ -7,8 +7,8 @@ from lawa.errors import LawaError, UsageError
 from lawa.pretrain import run as runs
 from lawa.pretrain.checkpoint import checkpoints as module
 from lawa.pretrain.loop import Loop
+from pretrain.driving import Killed, assert_same, killed_in, quiet, train, weights
 from pretrain.test_checkpoint_files import digests, snapshots
-from pretrain.test_run import Killed, assert_same, killed_in, quiet, train, weights
 
 
 @pytest.mark.parametrize("resumable", [1, 3])

@@ -1,6 +1,5 @@
 """The driver, on a real (small) text, model and run directory."""
 
-import io
 import json
 import math
 import re
@@ -9,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lawa import records
@@ -18,21 +15,10 @@ from lawa.checkpoints.find import step_directories
 from lawa.checkpoints.publish import verify
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain import run as runs
-from lawa.pretrain.config import Config
 from lawa.pretrain.directory import alone
 from lawa.pretrain.loop import Loop
-from lawa.pretrain.settings import build, merge
-from twins import array, same_bits, uniform
-
-
-def quiet():
-    return Console(file=io.StringIO(), width=200)
-
-
-def train(settings, directory, console=None, **sections):
-    config = build(Config, merge(settings, sections))
-    return runs.start(config, directory, console=console or quiet())
-
+from pretrain.driving import Killed, assert_same, killed_in, quiet, train, weights
+from twins import array, uniform
 
 REPLACE = {"averaging": {"mode": "replace", "replace_with": "lawa"}}
 
@@ -47,16 +33,6 @@ def evaluated(settings, tmp_path_factory):
 def replaced(settings, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "replaced"
     return directory, train(settings, directory, **REPLACE)
-
-
-def weights(directory):
-    return load_file(directory / "model.safetensors")
-
-
-def assert_same(left: dict, right: dict):
-    assert left.keys() == right.keys()
-    for name in left:
-        assert same_bits(left[name], right[name]), name
 
 
 def read(run, kind):
@@ -173,25 +149,6 @@ def test_strength_below_one_is_evaluated_by_itself(settings, tmp_path):
     losses = train(settings, tmp_path / "run", averaging={**REPLACE["averaging"], "strength": 0.5})
     assert losses["replaced"] not in (losses["plain"], losses["lawa"])
     assert min(losses["plain"], losses["lawa"]) - 1 < losses["replaced"] < max(losses["plain"], losses["lawa"]) + 1
-
-
-class Killed(BaseException):
-    pass
-
-
-def killed_in(monkeypatch, settings, run, *, at, **sections):
-    """Start a run and kill it in update `at`."""
-    step = Loop.step
-
-    def die(self, t):
-        if t == at:
-            raise Killed
-        return step(self, t)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Loop, "step", die)
-        with pytest.raises(Killed):
-            train(settings, run, **sections)
 
 
 @pytest.mark.parametrize("averaging", [{}, REPLACE["averaging"], {**REPLACE["averaging"], "moments": "average"}])

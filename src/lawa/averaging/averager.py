@@ -143,7 +143,7 @@ class WeightAverager:
         self._store = make_store(placement, layout, overlap=overlap)
         self._collection = Collection(self.averages, layout, self._store)
         self._position = state.Position()
-        self._swapped: str | None = None  # the average whose weights the model has now
+        self._swapped: tuple[str, list[Part]] | None = None  # the average that the model has now
         self._attachment: _Attachment | None = None
         self._protection: RemovableHandle | None = None
         if placement == "host" and overlap:
@@ -181,7 +181,9 @@ class WeightAverager:
         A replacement that falls due becomes pending; `replace_if_due` carries it out.
         """
         if self._swapped is not None:
-            raise LawaError(f"an update inside averaged({self._swapped!r}) would capture the average; leave it first")
+            raise LawaError(
+                f"an update inside averaged({self._swapped[0]!r}) would capture the average; leave it first"
+            )
         t = self.step + 1 if step is None else whole(step, "step", at_least=1)
         if t <= self.step:
             raise LawaError(
@@ -214,7 +216,7 @@ class WeightAverager:
         if t is None:
             return False
         if self._swapped is not None:
-            raise LawaError(f"a replacement inside averaged({self._swapped!r}) would be undone; leave it first")
+            raise LawaError(f"a replacement inside averaged({self._swapped[0]!r}) would be undone; leave it first")
         rule = self.replacement
         assert rule is not None  # nothing else makes one pending
         self._tensors.reshard()
@@ -262,13 +264,13 @@ class WeightAverager:
         """
         name = self._resolve(name)
         if self._swapped is not None:
-            raise LawaError(f"averaged({name!r}) inside averaged({self._swapped!r}); leave the first one before")
+            raise LawaError(f"averaged({name!r}) inside averaged({self._swapped[0]!r}); leave the first one before")
         self._tensors.reshard()
         self._tensors.check_bound()
         average = self._average(name)
         backup = [(group, group.allocate()) for group, _ in average]
         read(backup)
-        self._swapped = name
+        self._swapped = name, average
         try:
             self._write(average)
             yield self.model
@@ -294,8 +296,14 @@ class WeightAverager:
         return self._collection.skipped(self._resolve(name))
 
     def is_finite(self, name: str | None = None) -> bool:
-        """Whether the average is finite on every rank (one scalar all-reduce); check it before publishing one."""
-        return finite_everywhere(self._average(self._resolve(name)))
+        """Whether the average is finite on every rank (one scalar all-reduce); check it before publishing one.
+
+        Within `averaged(name)` it is not made again.
+        """
+        name = self._resolve(name)
+        if self._swapped is not None and self._swapped[0] == name:
+            return finite_everywhere(self._swapped[1])
+        return finite_everywhere(self._average(name))
 
     def cost(self) -> Cost:
         """Bytes this rank needs, computed from the settings; nothing is allocated."""

@@ -1,13 +1,15 @@
-"""What averaging costs, in bytes a rank."""
+"""What averaging costs, in bytes a rank. No torch: `lawa inspect` reads this, too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lawa.averaging.averages import EMA, Average, Window
-from lawa.averaging.collection import Collection
+from lawa.averaging.averages import EMA, Average, Window, snapshots_needed
 from lawa.averaging.replacement import Replacement
-from lawa.averaging.window import snapshots_needed
+
+if TYPE_CHECKING:
+    from lawa.averaging.collection import Collection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,6 +280,12 @@ def local(tensor: Any) -> Tensor:
     return tensor.detach()
 
 
+def full(tensor: Any) -> Tensor:
+    """All of it, outside autograd: a DTensor's shards put together (a collective), or the tensor itself."""
+    dtensor = _dtensor_class()
+    return (tensor.full_tensor() if dtensor is not None and isinstance(tensor, dtensor) else tensor).detach()
+
+
 def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:
     """{given name: (module, its attribute, parameter)}, tied ones under each of their names."""
     return {

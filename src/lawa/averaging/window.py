@@ -102,32 +102,3 @@ class Windows:
         held.windows -= 1
         if held.windows == 0:
             self.store.free(held.snapshot)
-
-
-def snapshots_needed(windows: Sequence[Window], *, captures: int = 10_000) -> int:
-    """How many different snapshots the windows hold at most at the same time.
-
-    Found by walking through their captures until what they hold repeats itself; windows that show no such
-    period in that many captures get the sum of their sizes, which is never too small.
-    """
-    held: list[deque[int]] = [deque(maxlen=window.size) for window in windows]
-    most = t = 0
-    seen: set[tuple[tuple[int, ...], ...]] = set()
-    for _ in range(captures):
-        coming = [following for window in windows if (following := window.cadence.after(t)) is not None]
-        if not coming:
-            return most
-        t = min(coming)
-        for window, steps in zip(windows, held, strict=True):
-            if window.cadence.due(t):
-                steps.append(t)
-        most = max(most, len({step for steps in held for step in steps}))
-        # It repeats once every window is full and either goes on for ever or has stopped and shares nothing more.
-        going = [(w, steps) for w, steps in zip(windows, held, strict=True) if w.cadence.after(t) is not None]
-        last = max((steps[-1] for steps in held if all(steps is not other for _, other in going)), default=0)
-        if all(w.stop is None and len(steps) == w.size and steps[0] > last for w, steps in going):
-            ages = tuple(tuple(t - step for step in steps) for _, steps in going)
-            if ages in seen:
-                return most
-            seen.add(ages)
-    return sum(window.size for window in windows)

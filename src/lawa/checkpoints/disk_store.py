@@ -6,27 +6,36 @@ back one at a time, so an average needs the memory of the average and of one gro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lawa.averaging.parameters import Group, Layout, Snapshot, named
 from lawa.averaging.stores import HostStore
+from lawa.checkpoints.find import step_directory
+from lawa.checkpoints.publish import is_published
 from lawa.errors import LawaError
 
 
-class Saved(Protocol):
-    """The checkpoints of a run, by update."""
+class Saved(ABC):
+    """The checkpoints of a run in the folder `checkpoints`, by update."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = checkpoints
+
+    def directory(self, step: int) -> Path:
+        return step_directory(self.checkpoints, step)
 
     def has(self, step: int) -> bool:
         """Whether that checkpoint is whole."""
-        ...
+        return is_published(self.directory(step))
 
+    @abstractmethod
     def read(self, step: int, into: Mapping[str, Tensor]) -> None:
         """Fill the tensors, named as the averager names them, from that checkpoint."""
-        ...
 
 
 class Reference(Snapshot):

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
 
@@ -100,10 +100,21 @@ def write_manifest(directory: Path, known: Mapping[str, dict[str, Any]] = Mappin
 
 def listed(path: Path) -> dict[str, dict[str, Any]]:
     """{file: {"bytes", "sha256"}} of a published directory."""
+    manifest = path / MANIFEST
     try:
-        return dict(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (ValueError, KeyError, TypeError) as bad:
-        raise LawaError(f"{path / MANIFEST} is no manifest ({bad!r}); it is damaged") from None
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        found = {str(name): {"bytes": int(one["bytes"]), "sha256": str(one["sha256"])} for name, one in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as bad:
+        raise LawaError(f"{manifest} is no manifest ({bad!r}); it is damaged") from None
+    for name in found:
+        refuse_outside(name, manifest)
+    return found
+
+
+def refuse_outside(name: str, index: Path) -> None:
+    """Raise for the name of a file that the downloaded `index` lists, and that would lie outside its directory."""
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise LawaError(f"{index} lists {name!r}, which is not in its directory; do not use what it belongs to")
 
 
 def is_published(path: str | os.PathLike[str]) -> bool:

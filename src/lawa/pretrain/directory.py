@@ -14,6 +14,7 @@ from lawa.errors import LawaError, UsageError
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 TRAINING = "training"
+WEIGHTS = "weights"
 FINAL = "final"
 STORE = "store"
 LOCK = ".lock"

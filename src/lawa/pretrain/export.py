@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from lawa.checkpoints.publish import is_published, publish, verify
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain.checkpoint import sharded
+from lawa.pretrain.inspect_tensors import format_of
 
 
 def check_exportable(checkpoint: Path) -> None:
@@ -20,7 +21,7 @@ def check_exportable(checkpoint: Path) -> None:
         raise UsageError(f"{checkpoint} is no directory; name a checkpoint, as RUN/checkpoints/step00001000")
     if not is_published(checkpoint):
         raise LawaError(f"{checkpoint} is no whole checkpoint (it has no manifest); name one that is")
-    if not (checkpoint / sharded.WEIGHTS / ".metadata").is_file():
+    if format_of(checkpoint) != "dcp":
         raise UsageError(
             f"{checkpoint} has no sharded weights; where it has a model.safetensors, it is a Hugging Face model "
             "directory already"

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from lawa import records
-from lawa.averaging.averages import Window
+from lawa.averaging.averages import Window, snapshots_needed
 from lawa.checkpoints.find import step_directories
 from lawa.checkpoints.publish import is_published
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain.config import read_yaml
 from lawa.pretrain.directory import CHECKPOINTS, CONFIG, FINAL, LOCK, way_on
-from lawa.pretrain.inspect_checkpoint import bytes_of, check, inspect_checkpoint, read_json, training_of
+from lawa.pretrain.inspect_checkpoint import bytes_of, check, inspect_checkpoint, training_of
 from lawa.pretrain.inspect_tensors import format_of
 from lawa.pretrain.sections.averaging import AveragingConfig
 from lawa.pretrain.settings import build
+from lawa.records import read_json
 
 RUN = "run.json"
 FIELDS = ("name", "started", "seed", "updates", "tokens_per_update", "mode", "replaced_with", "after_replace",
@@ -94,15 +95,15 @@ def _standing(run: Path, described: dict[str, Any]) -> dict[str, Any]:
 def _windows(run: Path, described: dict[str, Any], checkpoints: list[dict[str, Any]]) -> dict[str, Any]:
     """What the averages hold at the latest checkpoint, and what they take in memory and on disk, in bytes.
 
-    Windows share the snapshots of one update, so what they take together is at most the sum of their sizes. Bytes are
-    of whole tensors: each of the `split_over` processes of a sharded run has its share.
+    Windows share the snapshots of one update. Bytes are of whole tensors: each of the `split_over` processes of a
+    sharded run has its share.
     """
     averaging = _averaging(run)
     moments = averaging.mode == "replace" and averaging.moments == "average"
     weights = 4 * described["model"]["parameters"]
     snapshot = (3 if moments else 1) * weights
     windows = {name: average for name, average in averaging.named.items() if isinstance(average, Window)}
-    most = sum(window.size for window in windows.values())
+    most = snapshots_needed(list(windows.values()))
     state = next((one["training"] for one in reversed(checkpoints) if one["training"]), None)
     holds = state["windows"] if state else {}
     held = {step for steps in holds.values() for step in steps}

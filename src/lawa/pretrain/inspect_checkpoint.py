@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lawa.checkpoints import publish
-from lawa.checkpoints.publish import MANIFEST, is_published
-from lawa.errors import LawaError
+from lawa.checkpoints.publish import is_published
+from lawa.pretrain.checkpoint.position import State
 from lawa.pretrain.directory import TRAINING
 from lawa.pretrain.inspect_tensors import format_of, tensors_of
+from lawa.records import read_json
 
 EXPORT = (
     "its weights are {dtypes}, an export: averages made from it are not the loop's, which are made of the float32 "
@@ -56,12 +56,7 @@ def check(path: Path, *, verify: bool) -> str:
         return "none"
     for directory in (path, path / TRAINING):
         if is_published(directory):
-            try:
-                publish.verify(directory, digests=verify)
-            except LawaError:
-                raise
-            except (ValueError, KeyError, TypeError, AttributeError) as bad:
-                raise LawaError(f"{directory / MANIFEST} is no manifest ({bad!r}); it is damaged") from bad
+            publish.verify(directory, digests=verify)
     return "digests" if verify else "sizes"
 
 
@@ -70,32 +65,15 @@ def training_of(path: Path) -> dict[str, Any] | None:
     training = path / TRAINING
     if not is_published(training):
         return None
-    state = read_json(training / "state.json")
-    try:
-        averager = json.loads(state["averager"]) if state["averager"] else {}
-        return {
-            "update": state["position"]["update"],
-            "processes": state["world"],
-            "bytes": bytes_of(training),
-            "windows": averager.get("windows", {}),
-            "readings": averager.get("running", {}),
-            "pending": averager.get("pending"),
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as bad:
-        raise LawaError(f"{training / 'state.json'} is no training state ({bad!r}); it is damaged") from bad
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in `file`; LawaError where there is none."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as missing:
-        raise LawaError(f"{file} cannot be read ({missing.strerror}); the directory is incomplete") from missing
-    except ValueError as bad:
-        raise LawaError(f"{file} is not JSON ({bad}); it is damaged") from bad
-    if not isinstance(found, dict):
-        raise LawaError(f"{file} holds no object; it is damaged")
-    return found
+    state = State.read(training)
+    return {
+        "update": state.position["update"],
+        "processes": state.world,
+        "bytes": bytes_of(training),
+        "windows": state.windows,
+        "readings": state.averaging.get("running", {}),
+        "pending": state.averaging.get("pending"),
+    }
 
 
 def bytes_of(*paths: Path) -> int:

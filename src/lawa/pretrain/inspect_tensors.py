@@ -1,25 +1,25 @@
 """Names, dtypes and shapes of a checkpoint's tensors, read from headers alone. No torch.
 
-Format "hf" is safetensors, whole or in shards with an index; format "dcp" is torch DCP, whose metadata is a pickle of
-torch's classes: it is read with stand-ins that hold values and do nothing, and nothing it names is imported.
+Format "hf" is safetensors, whole or in shards with an index; format "dcp" is torch DCP.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from lawa.checkpoints import dcp_metadata
+from lawa.checkpoints.dcp_metadata import METADATA
+from lawa.checkpoints.publish import refuse_outside
 from lawa.errors import LawaError
+from lawa.pretrain.directory import WEIGHTS
 
-WHOLE, INDEX, WEIGHTS = "model.safetensors", "model.safetensors.index.json", "weights"
-_METADATA = ".metadata"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
 
 
@@ -40,13 +40,14 @@ def format_of(directory: Path) -> str | None:
     """ "hf", "dcp", or None where there are no weights."""
     if (directory / WHOLE).is_file() or (directory / INDEX).is_file():
         return "hf"
-    return "dcp" if (directory / WEIGHTS / _METADATA).is_file() else None
+    return "dcp" if (directory / WEIGHTS / METADATA).is_file() else None
 
 
 def tensors_of(directory: Path) -> list[Described]:
     """The tensors of a checkpoint of either format; LawaError naming a file that cannot be read."""
     if format_of(directory) == "dcp":
-        return list(_dcp(directory / WEIGHTS / _METADATA))
+        found = dcp_metadata.read(directory / WEIGHTS)
+        return [Described(name.removeprefix("model."), dtype, shape) for name, (dtype, shape) in found.items()]
     return [tensor for file in _files(directory) for tensor in _safetensors(file)]
 
 
@@ -58,6 +59,8 @@ def _files(directory: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as bad:
         raise LawaError(f"{index} is no index of shards ({bad!r}); it is damaged") from bad
+    for name in names:
+        refuse_outside(name, index)
     return [directory / name for name in names]
 
 
@@ -72,31 +75,3 @@ def _safetensors(file: Path) -> Iterator[Described]:
                 yield Described(name, _DTYPES.get(dtype, dtype.lower()), tuple(part.get_shape()))
     except SafetensorError as bad:
         raise LawaError(f"{file} cannot be read ({bad}); it is damaged") from bad
-
-
-def _dcp(metadata: Path) -> Iterator[Described]:
-    try:
-        with metadata.open("rb") as file:
-            found = _StandIns(file).load()
-        for name, stored in found.state_dict_metadata.items():
-            if hasattr(stored, "size"):  # bytes have none
-                yield Described(name.removeprefix("model."), stored.properties.state[0], tuple(stored.size))
-    except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, IndexError, KeyError) as bad:
-        raise LawaError(f"{metadata} is no metadata of torch DCP ({bad!r}); it is damaged") from bad
-
-
-class _StandIn:
-    def __new__(cls, *arguments: Any) -> Any:
-        return super().__new__(cls)
-
-    def __init__(self, *arguments: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
-
-
-class _StandIns(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch":
-            return tuple if name == "Size" else name  # what else comes from there is a dtype
-        return type(name, (_StandIn,), {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.filesize import decimal
+from lawa.averaging.cost import readable
 
 Line = tuple[str, str]
 
@@ -24,7 +24,7 @@ def damages(found: Mapping[str, Any]) -> list[str]:
 
 
 def _run(found: Mapping[str, Any]) -> Iterator[Line]:
-    yield "run", f"{found['name']} ({found['path']}), {decimal(found['bytes'])} on disk"
+    yield "run", f"{found['name']} ({found['path']}), {readable(found['bytes'])} on disk"
     yield from _what_it_is(found)
     yield from _where_it_stands(found["standing"])
     yield from _its_windows(found["windows"])
@@ -35,7 +35,7 @@ def _what_it_is(found: Mapping[str, Any]) -> Iterator[Line]:
     model, data, machine = found["model"], found["data"], found["machine"]
     yield (
         "model",
-        f"{model['architecture']}, {model['parameters']:,} parameters, {decimal(4 * model['parameters'])} in fp32",
+        f"{model['architecture']}, {model['parameters']:,} parameters, {readable(4 * model['parameters'])} in fp32",
     )
     yield "text", f"{data['train']['tokens']:,} tokens; held out {data['validation']['tokens']:,} tokens"
     yield (
@@ -89,11 +89,11 @@ def _its_windows(windows: Mapping[str, Any]) -> Iterator[Line]:
         yield (
             "its cost",
             f"{windows['held_snapshots']} of at most {_count(windows['snapshots_at_most'], 'snapshot')} of "
-            f"{decimal(windows['snapshot_bytes'])} {where}; all averages at most {decimal(windows['memory_at_most'])} "
-            f"of memory{split}",
+            f"{readable(windows['snapshot_bytes'])} {where}; all averages at most "
+            f"{readable(windows['memory_at_most'])} of memory{split}",
         )
     if windows["saved_bytes"]:
-        yield "to go on", f"{decimal(windows['saved_bytes'])} in the latest checkpoint: optimizer and averages"
+        yield "to go on", f"{readable(windows['saved_bytes'])} in the latest checkpoint: optimizer and averages"
 
 
 def _what_is_there(found: Mapping[str, Any]) -> Iterator[Line]:
@@ -110,11 +110,11 @@ def _what_is_there(found: Mapping[str, Any]) -> Iterator[Line]:
 
 def _published(one: Mapping[str, Any]) -> str:
     how = f"DAMAGED: {one['damage']}" if one["damage"] else f"whole ({one['manifest']})"
-    return f"update {one['update']:,}, {decimal(one['bytes'])}, {how}"
+    return f"update {one['update']:,}, {readable(one['bytes'])}, {how}"
 
 
 def _checkpoint(found: Mapping[str, Any]) -> Iterator[Line]:
-    yield "checkpoint", f"{found['path']}, {decimal(found['bytes'])} on disk"
+    yield "checkpoint", f"{found['path']}, {readable(found['bytes'])} on disk"
     yield "format", f"{found['format']}, {found['model'] or 'unknown architecture'}"
     dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in found["dtypes"].items())
     yield "tensors", f"{found['tensors']:,} with {found['parameters']:,} parameters: {dtypes}"
@@ -127,7 +127,7 @@ def _checkpoint(found: Mapping[str, Any]) -> Iterator[Line]:
         }[found["manifest"]],
     )
     if training := found["training"]:
-        yield "training", f"can go on after update {training['update']:,} ({decimal(training['bytes'])})"
+        yield "training", f"can go on after update {training['update']:,} ({readable(training['bytes'])})"
         for name, steps in training["windows"].items():
             yield "window", f"{name} holds {', '.join(map(str, steps)) or 'nothing'}"
         if training["pending"] is not None:

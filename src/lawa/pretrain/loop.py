@@ -21,13 +21,13 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from lawa.averaging.averager import WeightAverager
+from lawa.averaging.parameters import full
 from lawa.data.order import batch
 from lawa.errors import LawaError
 from lawa.evaluation.loss import evaluate, token_loss
 from lawa.pretrain.checkpoint.checkpoints import Checkpoints
 from lawa.pretrain.checkpoint.position import Position
 from lawa.pretrain.progress import Progress
-from lawa.pretrain.ranks import norm_of
 from lawa.pretrain.schedules import learning_rate
 from lawa.pretrain.setup import Setup
 from lawa.pretrain.signals import Stop, Stopped
@@ -78,14 +78,14 @@ class Loop:
             self.position.losses = {}
             lr, norm = self.step(t)
             self.capture(t)
-            stopping = self.ranks.most(self.stop.asked)
+            stopping = int(max(self.ranks.each(self.stop.asked)))
             evaluating = t % self.config.evaluation.every == 0 or t == last
             planned = t % self.config.checkpoints.every == 0 or t == last
             saving = planned or bool(stopping)
             if t % self.config.training.log_every == 0 or planned:
                 self.log(lr, norm)
             elif saving:
-                self.refuse_divergence(self.ranks.total(float(self._loss_sum))[0], self.norm(norm))
+                self.refuse_divergence(self.ranks.total(float(self._loss_sum)), self.norm(norm))
             if evaluating or saving:
                 self.look(evaluating=evaluating, saving=saving)
             if saving:
@@ -150,8 +150,8 @@ class Loop:
     def log(self, lr: float, norm: torch.Tensor) -> None:
         """Write the mean training loss since the last line; where it or the gradient is not finite the run ends."""
         with self.clock("training"):
-            (total,) = self.ranks.total(float(self._loss_sum))
-            loss, grad_norm = total / self._loss_count / self.ranks.world, self.norm(norm)
+            total, grad_norm = self.ranks.total(float(self._loss_sum)), self.norm(norm)
+            loss = total / self._loss_count / self.ranks.world
             self._loss_sum.zero_()
             self._loss_count = 0
             scaler = self.setup.scaler
@@ -162,7 +162,7 @@ class Loop:
 
     def norm(self, gradients: torch.Tensor) -> float | None:
         """The gradient norm; None of an update that the loss scaler skipped."""
-        return None if self._skipped else norm_of(gradients)
+        return None if self._skipped else float(full(gradients))
 
     def refuse_divergence(self, loss: float, grad_norm: float | None) -> None:
         """Raise where these are not finite, before anything is saved: such a gradient has made such weights."""
@@ -182,13 +182,13 @@ class Loop:
             assert averager is not None
             if not averager.ready(name):
                 continue
-            publishing = saving and self.config.checkpoints.save_averages != "none" and averager.is_finite(name)
+            publishing = saving and self.config.checkpoints.save_averages != "none"
             if not (evaluating or publishing):
                 continue
             with averager.averaged(name):
                 if evaluating:
                     losses[name] = self.loss()
-                if publishing:
+                if publishing and averager.is_finite(name):
                     with self.clock("checkpoints"):
                         self.checkpoints.save_average(name, self.position)
         if evaluating:
@@ -222,7 +222,7 @@ class Loop:
                 batch=self.config.evaluation.batch,
                 autocast=setup.autocast(),
                 share=(ranks.rank, ranks.world),
-                total=lambda mine: ranks.total(mine)[0],
+                total=ranks.total,
             )
 
     def write(self, kind: str, **fields: object) -> None:

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain.sections.training import TrainingConfig
@@ -37,15 +37,13 @@ class Ranks:
 
     def __init__(self, training: TrainingConfig) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate.utils import DistributedDataParallelKwargs
 
         _refuse_other_launchers()
         cpu = _on_cpu(training.device)
         # Buffers are constants (rotary frequencies, masks): every rank has them.
-        handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
-        if not cpu:
-            handlers.append(InitProcessGroupKwargs(backend="nccl"))
-        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers)
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[ddp])
         self.sharded = training.sharding == "fsdp2"
         if self.sharded and not distributed.is_initialized():
             backend = "gloo" if cpu else "nccl"
@@ -100,14 +98,6 @@ class Ranks:
 
     # ---- what ranks tell each other
 
-    def total(self, *values: float) -> list[float]:
-        """The sum over ranks of each value, in float64."""
-        if self.world == 1:
-            return list(values)
-        sums = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(sums, group=self._side)
-        return sums.tolist()
-
     def each(self, value: float) -> list[float]:
         """Every rank's value, in their order."""
         if self.world == 1:
@@ -116,13 +106,9 @@ class Ranks:
         distributed.all_gather(values, torch.tensor(value, dtype=torch.float64), group=self._side)
         return [float(one) for one in values]
 
-    def most(self, value: int) -> int:
-        """The largest of all ranks' values."""
-        if self.world == 1:
-            return value
-        largest = torch.tensor(value)
-        distributed.all_reduce(largest, op=distributed.ReduceOp.MAX, group=self._side)
-        return int(largest)
+    def total(self, value: float) -> float:
+        """The sum over ranks, in float64."""
+        return sum(self.each(value))
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -131,19 +117,20 @@ class Ranks:
 
     def first(self, made: Any) -> Any:
         """What the main process made."""
-        if self.world == 1:
-            return made
-        told = [made]
-        distributed.broadcast_object_list(told, src=0, group=self._side)
-        return told[0]
+        return self._broadcast(made, self._side)
 
     def while_writing(self, made: Any) -> Any:
         """`first` and `wait` for the threads that write checkpoints."""
+        made = self._broadcast(made, self.writing)
+        if self.world > 1:
+            distributed.barrier(group=self.writing)
+        return made
+
+    def _broadcast(self, made: Any, group: distributed.ProcessGroup | None) -> Any:
         if self.world == 1:
             return made
         told = [made]
-        distributed.broadcast_object_list(told, src=0, group=self.writing)
-        distributed.barrier(group=self.writing)
+        distributed.broadcast_object_list(told, src=0, group=group)
         return told[0]
 
     @contextmanager
@@ -174,11 +161,6 @@ def leave() -> None:
     """Leave the process group, where all is done."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def launched() -> tuple[int, int]:
-    """(rank, world) as the launcher says, before anything is set up."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _gloo() -> distributed.ProcessGroup:
@@ -228,8 +210,3 @@ def _unsynchronized(module: Any) -> Iterator[None]:
         yield
     finally:
         module.set_requires_gradient_sync(True)
-
-
-def norm_of(gradients: Tensor) -> float:
-    """A gradient norm as a number; a sharded one is put together first."""
-    return float(gradients.full_tensor() if hasattr(gradients, "full_tensor") else gradients)  # type: ignore[operator]

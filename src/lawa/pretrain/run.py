@@ -5,7 +5,6 @@ RUN/config.yaml  run.json  metrics.jsonl  checkpoints/  averages/  final/
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -45,7 +44,7 @@ from lawa.pretrain.setup import Setup, prepare, store_path
 from lawa.pretrain.signals import Stop, ignore_sigterm
 from lawa.pretrain.table import table
 from lawa.pretrain.trackers import Trackers
-from lawa.records import Records, write_json
+from lawa.records import Records, read_json, write_json
 
 
 def start(config: Config, run: Path, *, console: Console | None = None) -> dict[str, float]:
@@ -87,24 +86,24 @@ def resume(
     """
     check_run(run)
     config: Config = build(Config, merge(read_yaml(run / CONFIG), overrides or {}))
-    described = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    changed = changes.between(described["config"], config.to_dict())
+    described = read_json(run / "run.json")
+    # Built, so that a setting that a later version has with a default is no change.
+    changed = changes.between(build(Config, described["config"]).to_dict(), config.to_dict())
     changes.check(changed, force=force)
     check_resumable(run, updates=config.training.updates)
     with ExitStack() as held:
         ranks = _ranks(config, held)
         console = _console(console, ranks)
+        found = None
         with ranks.main_first():
             if ranks.main:
                 held.enter_context(alone(run))
                 # Again, now that no other process goes on with it.
-                check_resumable(run, updates=config.training.updates)
+                found = check_resumable(run, updates=config.training.updates)
                 for parent in (run, run / CHECKPOINTS, *(run / "averages").glob("*")):
                     sweep(parent)
-        update, directory = check_resumable(run, updates=config.training.updates)
-        with ranks.main_first():
-            if ranks.main:
-                check_whole(run, directory)
+                check_whole(run, found[1])
+        update, directory = ranks.first(found)
         store = _same_store(store_path(config, run), described["data"]["digest"])
         setup = prepare(config, run, ranks=ranks, store=store, given=shape_of(directory))
         position = load(run, directory, setup, Records(run / "metrics.jsonl"))

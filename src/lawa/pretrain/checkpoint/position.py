@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lawa.errors import LawaError
+
 STATE = "state.json"
 
 
@@ -52,9 +54,25 @@ class State:
 
     @classmethod
     def read(cls, training: Path) -> State:
-        return cls(**json.loads((training / STATE).read_text(encoding="utf-8")))
+        """The state saved in `training`; LawaError where it is damaged, or of another version."""
+        file = training / STATE
+        try:
+            state = cls(**json.loads(file.read_text(encoding="utf-8")))
+            Position(**state.position)
+            if not isinstance(state.averaging, dict):
+                raise TypeError(f"averager: {state.averager!r}")
+        except OSError as missing:
+            raise LawaError(f"{file} cannot be read ({missing.strerror}); the checkpoint is incomplete") from None
+        except (TypeError, ValueError) as bad:
+            raise LawaError(f"{file} is no training state ({bad!r}); it is damaged, or of another version") from None
+        return state
+
+    @property
+    def averaging(self) -> dict[str, Any]:
+        """The averager's `meta`; {} without averaging."""
+        return json.loads(self.averager) if self.averager else {}
 
     @property
     def windows(self) -> dict[str, list[int]]:
         """The updates whose snapshots each window holds, oldest first."""
-        return json.loads(self.averager)["windows"] if self.averager else {}
+        return self.averaging.get("windows", {})

@@ -17,11 +17,12 @@ from torch import Tensor, distributed, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lawa.averaging.averager import WeightAverager
-from lawa.checkpoints.find import step_directory
-from lawa.checkpoints.publish import is_published
+from lawa.averaging.parameters import full
+from lawa.checkpoints import dcp_metadata
+from lawa.checkpoints.disk_store import Saved
 from lawa.pretrain.checkpoint.staging import Staged, Tensors, room_for_optimizer
+from lawa.pretrain.directory import WEIGHTS
 
-WEIGHTS = "weights"
 OPTIMIZER = "optimizer"
 
 Group = distributed.ProcessGroup | None
@@ -46,12 +47,12 @@ def snapshot_name(step: int) -> str:
 
 def read_weights(directory: Path, model: nn.Module, group: Group) -> None:
     """In place, into the shards of `model`."""
-    dcp.load({"model": weights_of(model)}, checkpoint_id=directory / WEIGHTS, process_group=group)
+    _load({"model": weights_of(model)}, directory / WEIGHTS, group)
 
 
 def read_optimizer(training: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: Group) -> None:
     room = room_for_optimizer(model, optimizer)
-    dcp.load({"optimizer": room}, checkpoint_id=training / OPTIMIZER, process_group=group)
+    _load({"optimizer": room}, training / OPTIMIZER, group)
 
 
 def read_averager(training: Path, averager: WeightAverager, meta: str, group: Group) -> dict[str, Any]:
@@ -59,9 +60,9 @@ def read_averager(training: Path, averager: WeightAverager, meta: str, group: Gr
     averager.make_room(meta)
     state = averager.state_dict()
     for step, tensors in state["snapshots"].items():
-        dcp.load({"snapshot": tensors}, checkpoint_id=training / "snapshots" / step, process_group=group)
+        _load({"snapshot": tensors}, training / "snapshots" / step, group)
     for name, tensors in state["running"].items():
-        dcp.load({"running": tensors}, checkpoint_id=training / "running" / name, process_group=group)
+        _load({"running": tensors}, training / "running" / name, group)
     return {**state, "meta": meta}
 
 
@@ -78,9 +79,9 @@ def gather(model: nn.Module, *, main: bool) -> Tensors:
     """The whole weights in host memory, on the main process; a collective for each, so all ranks call it."""
     whole: Tensors = {}
     for name, tensor in weights_of(model).items():
-        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+        complete = full(tensor)
         if main:
-            whole[name] = full.detach().cpu()
+            whole[name] = complete.cpu()
     return whole
 
 
@@ -96,21 +97,22 @@ def export(directory: Path, output: Path, model: PreTrainedModel) -> None:
     model.save_pretrained(output)
 
 
-class SavedWeights:
+class SavedWeights(Saved):
     """The weights of a run's checkpoints, for windows with placement=disk; each rank reads its own shards."""
 
-    def __init__(self, checkpoints: Path) -> None:
-        self.checkpoints = checkpoints
-
-    def has(self, step: int) -> bool:
-        return is_published(step_directory(self.checkpoints, step))
-
     def read(self, step: int, into: Mapping[str, Tensor]) -> None:
-        _load_alone(step_directory(self.checkpoints, step) / WEIGHTS, into)
+        _load_alone(self.directory(step) / WEIGHTS, into)
+
+
+def _load(state: dict[str, Any], directory: Path, group: Group) -> None:
+    """Fill the tensors in place, by all processes."""
+    dcp_metadata.check(directory)
+    dcp.load(state, checkpoint_id=directory, process_group=group)
 
 
 def _load_alone(weights: Path, into: Mapping[str, Tensor]) -> None:
     """Fill the tensors, or this rank's shards of them, without the other processes."""
+    dcp_metadata.check(weights)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         dcp.load({"model": dict(into)}, checkpoint_id=weights, no_dist=True)

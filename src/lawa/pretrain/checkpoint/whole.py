@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from lawa.averaging.matching import canonical
-from lawa.checkpoints.find import step_directory
-from lawa.checkpoints.publish import is_published
+from lawa.checkpoints.disk_store import Saved
 from lawa.errors import LawaError
 from lawa.pretrain.checkpoint.staging import Staged, Tensors
 
@@ -62,18 +61,15 @@ def read_averager(training: Path, meta: str) -> dict[str, Any]:
     return {"meta": meta, "snapshots": tensors("snapshots"), "running": tensors("running")}
 
 
-class SavedWeights:
+class SavedWeights(Saved):
     """The weights of a run's checkpoints, for windows with placement=disk."""
 
     def __init__(self, checkpoints: Path, model: PreTrainedModel) -> None:
-        self.checkpoints = checkpoints
+        super().__init__(checkpoints)
         self._names = _saved_names(model)
 
-    def has(self, step: int) -> bool:
-        return is_published(step_directory(self.checkpoints, step))
-
     def read(self, step: int, into: Mapping[str, Tensor]) -> None:
-        directory, missing = step_directory(self.checkpoints, step), set(into)
+        directory, missing = self.directory(step), set(into)
         wanted = {saved: name for name in into for saved in self._names[name]}
         for file in sorted(directory.glob("model*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
