@@ -59,7 +59,7 @@ def launch(ranks: int, plan: Path, steps: Sequence[dict[str, Any]]) -> None:
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, *(torchrun if ranks > 1 else []), str(HERE / "launched.py"), str(plan)],
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
