@@ -57,5 +57,5 @@ $(VENV)/demo.done: $(VENV)/torch.done pyproject.toml examples/demo-requirements.
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/demo.done
-	$(PIP) -e '.[train,report,dev]'
+	$(PIP) -e '.[train,report,lightning,trl,deepspeed,bench,dev]'
 	@touch $@

@@ -22,8 +22,9 @@ import models
 from lawa import Window
 from lawa.averaging import kernels
 from lawa.averaging.coefficients import coefficients
+from lawa.averaging.layout import Layout
 from lawa.averaging.mean import average_into, block_size
-from lawa.averaging.parameters import Layout, ModelTensors
+from lawa.averaging.parameters import ModelTensors
 from lawa.averaging.stores import DeviceStore
 from lawa.averaging.window import Windows
 from measure import QUICK_ROUNDS, ROUNDS, Check, Found, Record, Spread, interleave, milliseconds, over, run

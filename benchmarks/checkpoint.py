@@ -26,7 +26,7 @@ from rich.console import Console
 from torch import Tensor
 
 import models
-from lawa.averaging.parameters import local
+from lawa.averaging.layout import local
 from lawa.checkpoints.publish import verify
 from lawa.errors import LawaError
 from lawa.pretrain.checkpoint.staging import optimizer_state

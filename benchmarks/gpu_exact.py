@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from gpu_device import Device
 from lawa import EMA, RunningMean, WeightAverager, Window
 from lawa.averaging.coefficients import coefficients
+from lawa.averaging.layout import Layout, Snapshot, read
 from lawa.averaging.mean import average_into
-from lawa.averaging.parameters import Layout, Snapshot, read
 from lawa.averaging.stores import SnapshotStore, make_store
 from measure import Check, Found
 

@@ -16,7 +16,7 @@ from averaging import toys
 from averaging.toys import evaluate, replace
 from lawa import EMA, RunningMean, WeightAverager, Window
 from lawa.averaging.coefficients import coefficients
-from lawa.averaging.parameters import Group
+from lawa.averaging.layout import Group
 from lawa.errors import LawaError
 
 LAST = 14

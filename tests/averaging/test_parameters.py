@@ -15,8 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 import lawa
 import twins
 from averaging import toys
+from lawa.averaging.layout import Layout, named, read, write
 from lawa.averaging.matching import canonical, canonical_names, check_same
-from lawa.averaging.parameters import Layout, ModelTensors, named, read, write
+from lawa.averaging.parameters import ModelTensors
 from lawa.errors import LawaError
 
 

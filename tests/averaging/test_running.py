@@ -9,8 +9,9 @@ from torch import nn
 import twins
 from lawa import WeightAverager
 from lawa.averaging.averages import EMA, RunningMean
+from lawa.averaging.layout import Layout
 from lawa.averaging.mean import block_size
-from lawa.averaging.parameters import Layout, ModelTensors
+from lawa.averaging.parameters import ModelTensors
 from lawa.averaging.running import Running
 
 

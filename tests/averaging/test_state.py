@@ -17,7 +17,7 @@ from torch import nn
 
 from averaging import toys
 from lawa import EMA, RunningMean, WeightAverager, Window
-from lawa.averaging.parameters import Layout
+from lawa.averaging.layout import Layout
 from lawa.averaging.stores import DeviceStore
 from lawa.errors import LawaError
 

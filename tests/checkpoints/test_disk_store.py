@@ -5,7 +5,7 @@ import torch
 
 from averaging import toys
 from lawa import EMA, WeightAverager, Window
-from lawa.averaging.parameters import named
+from lawa.averaging.layout import named
 from lawa.checkpoints.disk_store import DiskStore, Reference
 from lawa.errors import LawaError
 

@@ -2,7 +2,7 @@
 
 An adapter trains the same model on the same batches with the same settings; `expected` is the literal twin: a plain
 loop that copies weights and computes means in numpy, and knows nothing of lawa. A new integration writes one Adapter
-and adds it to adapters.py; test_contract.py then holds for it.
+and adds it to adapters/; test_contract.py then holds for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import twins
 from lawa import WeightAverager
+from lawa.averaging.layout import full, local
+from lawa.averaging.matching import canonical
 
 Weights = dict[str, np.ndarray]
 LAST = 11
@@ -57,7 +59,8 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def weights(model: nn.Module) -> Weights:
-    return {name: twins.array(parameter) for name, parameter in model.named_parameters()}
+    """Of all ranks together where the model is sharded by DTensors."""
+    return {canonical(name): twins.array(full(parameter)) for name, parameter in model.named_parameters()}
 
 
 def same(left: Weights, right: Weights) -> bool:
@@ -65,14 +68,26 @@ def same(left: Weights, right: Weights) -> bool:
 
 
 @dataclass
-class Finished:
-    """What an adapter leaves behind after update LAST, with a replacement that fell due there carried out."""
+class Run:
+    """A model in training, and what an adapter leaves behind: a replacement that fell due at LAST is carried out."""
 
     model: Tiny
     averager: WeightAverager
+    read: Callable[[nn.Module], Weights] = weights  # the model's whole weights
+
+    def average(self, name: str | None = None) -> Weights:
+        with self.averager.averaged(name) as model:
+            return self.read(model)
+
+    def snapshots(self) -> dict[int, Weights]:
+        """What the windows hold, by update."""
+        return {
+            int(step): {name: twins.array(full(tensor)) for name, tensor in snapshot.items()}
+            for step, snapshot in self.averager.state_dict()["snapshots"].items()
+        }
 
 
-During = Callable[[int, WeightAverager], None]
+During = Callable[[int, Run], None]
 
 
 class Adapter(Protocol):
@@ -81,7 +96,7 @@ class Adapter(Protocol):
     def __call__(
         self, settings: dict[str, Any], folder: Path, *,
         save_at: int | None = None, resume: bool = False, during: During | None = None,
-    ) -> Finished:  # fmt: skip
+    ) -> Run:  # fmt: skip
         """Train a fresh Tiny from update 1 to LAST on batch(1) … batch(LAST).
 
         settings  of WeightAverager
@@ -90,6 +105,16 @@ class Adapter(Protocol):
         during    called after every update with its number, when this trainer evaluates
         """
         ...
+
+
+def poke(run: Run, name: str, value: float) -> None:
+    """Write into the first element of a parameter (sharded: of each rank's shard), as a step of training would."""
+    tensors = run.averager._tensors
+    for entry in tensors.trained:
+        own = local(entry.current())
+        if entry.name == name and own.numel():
+            own.view(-1)[0] = value
+    tensors.written()
 
 
 @dataclass

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lawa.averaging.parameters import Layout, ModelTensors, named
+from lawa.averaging.layout import Layout, named
+from lawa.averaging.parameters import ModelTensors
 from lawa.checkpoints.find import step_directory
 from lawa.checkpoints.publish import publish
 from lawa.errors import LawaError

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,12 +25,14 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lawa.averaging import optimizer_state, state
+from lawa.averaging import state
+from lawa.averaging.attachment import Attachment
 from lawa.averaging.averages import Average, named_averages
+from lawa.averaging.binding import bind
 from lawa.averaging.collection import Collection
 from lawa.averaging.cost import Cost, cost_of
 from lawa.averaging.finite import finite_everywhere, first_non_finite
-from lawa.averaging.parameters import Layout, ModelTensors, Part, read, toward, write
+from lawa.averaging.layout import Layout, Part, read, toward, write
 from lawa.averaging.replacement import Replacement, make_replacement
 from lawa.averaging.stores import Placement, make_store
 from lawa.cadence import whole
@@ -55,7 +57,8 @@ class WeightAverager:
 
     model          any nn.Module; FSDP2 modules after fully_shard. Parameters that require gradients are averaged,
                    by name, in the dtype they are kept in; tied weights once; a DTensor's own shard only
-    optimizer      needed for moments "reset" and "average", and for host placement to overlap with training
+    optimizer      one, or several; needed for moments "reset" and "average", for host placement to overlap with
+                   training, and for DeepSpeed's masters
     mode           "evaluate" or "replace"; it has no default
     every, window  the short form: updates between captures, and how many snapshots the window holds
     start, stop, coefficients, min_window
@@ -82,7 +85,7 @@ class WeightAverager:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         *,
         mode: str,
         every: int | None = None,
@@ -115,9 +118,8 @@ class WeightAverager:
             "replace_with": replace_with, "after_replace": after_replace, "replace_every": replace_every,
             "replace_until": replace_until, "strength": strength, "moments": moments,
         }  # fmt: skip
-        optimizer_state.refuse_masters(optimizer)
         self.model = model
-        self.optimizer = optimizer
+        self.optimizers = _several(optimizer)
         self.mode = mode
         self.averages = named_averages(averages, {key: value for key, value in short.items() if value is not None})
         self.accumulate = accumulate
@@ -126,29 +128,27 @@ class WeightAverager:
         if mode == "replace":
             self.replacement = make_replacement(self.averages, **replacing)
             policy = self.replacement.moments
-            if policy != "keep" and optimizer is None:
+            if policy != "keep" and not self.optimizers:
                 raise LawaError(f"moments={policy!r} needs the optimizer; pass it as the second argument")
         else:
             for setting, value in replacing.items():
                 if value is not None:
                     warnings.warn(f"{setting}={value!r} has no effect with mode='evaluate'", stacklevel=2)
 
-        self._tensors = ModelTensors(model, buffers=buffers)
-        entries = self._tensors.trained
-        if self.replacement is not None and self.replacement.moments == "average":
-            assert optimizer is not None
-            entries = entries + optimizer_state.moment_entries(self._tensors.parameters, optimizer)
-        layout = Layout(entries)
-        overlap = optimizer is not None and self._tensors.trained_by(optimizer)
+        self._tensors = bind(model, self.optimizers, buffers=buffers)
+        averaged_moments = self.replacement is not None and self.replacement.moments == "average"
+        layout = Layout(self._tensors.trained + (self._tensors.moments() if averaged_moments else []))
+        overlap = self._tensors.stepped_by_optimizers()
         self._store = make_store(placement, layout, overlap=overlap)
         self._collection = Collection(self.averages, layout, self._store)
         self._position = state.Position()
         self._swapped: tuple[str, list[Part]] | None = None  # the average that the model has now
-        self._attachment: _Attachment | None = None
-        self._protection: RemovableHandle | None = None
+        self._attachment: Attachment | None = None
+        self._protections: list[RemovableHandle] = []
         if placement == "host" and overlap:
-            assert optimizer is not None  # overlap says so
-            self._protection = optimizer.register_step_pre_hook(lambda *_: self._store.protect())
+            self._protections = [
+                one.register_step_pre_hook(lambda *_: self._store.protect()) for one in self.optimizers
+            ]
 
     # ---- the loop's side
 
@@ -158,21 +158,26 @@ class WeightAverager:
         step     the trainer's own update number; default: one more than the last
         skipped  the loss scaler skipped this update: it counts, and its capture is marked
         """
-        if self._attachment is not None:
+        if self._attached():
             raise LawaError("the averager is attached to the optimizer, whose steps it counts; do not call update()")
         return self._update(step, skipped=skipped)
 
-    def attach(self, optimizer: torch.optim.Optimizer | None = None) -> RemovableHandle:
-        """Update by itself after every optimizer.step(); the handle's remove() ends that.
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> Attachment:
+        """Update by itself when the optimizer has stepped (several: when each has); the handle's remove() ends that.
 
-        A step that a loss scaler skips never reaches the optimizer, so it is not counted: there, call update().
+        scaler  pass the loss scaler, if there is one: only it knows of steps that were skipped, which count
         """
-        optimizer = optimizer or self.optimizer
-        if optimizer is None:
+        optimizers = _several(optimizer) or self.optimizers
+        if not optimizers:
             raise LawaError("attach() needs the optimizer; pass it here or to WeightAverager")
-        if self._attachment is not None:
+        if self._attached():
             raise LawaError("the averager is attached already; remove() the first handle before attaching again")
-        self._attachment = _Attachment(optimizer.register_step_post_hook(self._after_step), self)
+        self._attachment = Attachment(optimizers, scaler, self._after_steps)
         return self._attachment
 
     def capture(self, step: int | None = None, *, skipped: bool = False) -> bool:
@@ -338,14 +343,17 @@ class WeightAverager:
         """Take the averager's hooks off the optimizer, so that it and its snapshots can be freed."""
         if self._attachment is not None:
             self._attachment.remove()
-        if self._protection is not None:
-            self._protection.remove()
-            self._protection = None
+        while self._protections:
+            self._protections.pop().remove()
 
     # ---- inside
 
-    def _after_step(self, *_: Any) -> None:
-        self._update(None)
+    def _attached(self) -> bool:
+        return self._attachment is not None and self._attachment.attached
+
+    def _after_steps(self, skipped: Callable[[], bool]) -> None:
+        due = self._collection.due(self.step + 1)
+        self._update(None, skipped=due and skipped())
 
     def _update(self, step: int | None, *, skipped: bool = False) -> bool:
         self.capture(step, skipped=skipped)
@@ -374,30 +382,27 @@ class WeightAverager:
         if rule.strength != 1:
             parts = toward(parts, rule.strength)
         if rule.moments == "reset":  # before the weights: it may refuse the optimizer
-            assert self.optimizer is not None
-            optimizer_state.reset(self._tensors.parameters, self.optimizer)
+            self._tensors.reset_moments()
         self._write(parts)
 
     def _write(self, parts: list[Part]) -> None:
         self._tensors.reshard()
         self._store.protect()
         write(parts)
+        self._tensors.written()
 
 
-class _Attachment(RemovableHandle):
-    """An optimizer hook's handle that also tells the averager when it is removed."""
-
-    def __init__(self, hook: RemovableHandle, averager: WeightAverager) -> None:
-        self._hook = hook
-        self._averager = averager
-
-    def remove(self) -> None:
-        self._hook.remove()
-        if self._averager._attachment is self:
-            self._averager._attachment = None
+def _several(optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None) -> list[torch.optim.Optimizer]:
+    if optimizer is None:
+        return []
+    return list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
 
 
-def estimate(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **settings: Any) -> Cost:
+def estimate(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    **settings: Any,
+) -> Cost:
     """Bytes a rank that WeightAverager(model, optimizer, **settings) will need. A model on "meta" serves."""
     averager = WeightAverager(model, optimizer, **settings)
     averager.close()

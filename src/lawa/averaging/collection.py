@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from lawa.averaging.averages import Average, Window
-from lawa.averaging.parameters import Layout, Part, Snapshot
+from lawa.averaging.layout import Layout, Part, Snapshot
 from lawa.averaging.running import Running
 from lawa.averaging.stores import SnapshotStore
 from lawa.averaging.window import Windows

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
+from lawa.averaging.layout import Part
 from lawa.averaging.mean import block_size
-from lawa.averaging.parameters import Part
 
 
 def finite_everywhere(parts: Sequence[Part]) -> bool:

@@ -7,12 +7,12 @@ average  m and v are captured with the weights and averaged with the same coeffi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lawa.averaging.parameters import Entry, local
+from lawa.averaging.layout import Entry, local
 from lawa.errors import LawaError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,7 +31,7 @@ _MASTERS = (
 )
 
 
-def refuse_masters(optimizer: torch.optim.Optimizer | None) -> None:
+def refuse_masters(optimizer: torch.optim.Optimizer) -> None:
     """Raise for an optimizer with masters of its own: captures would miss them, its next step undo a replacement."""
     for attribute in _MASTERS:
         if hasattr(optimizer, attribute):
@@ -41,16 +41,24 @@ def refuse_masters(optimizer: torch.optim.Optimizer | None) -> None:
             )
 
 
-def moment_entries(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Entry]:
-    """Entries `exp_avg.NAME` and `exp_avg_sq.NAME` of every parameter that the optimizer trains."""
-    if "betas" not in optimizer.defaults:
-        raise _not_adam(optimizer)
-    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+def parameters_of(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[Tensor]:
+    """Every parameter that they train."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            yield from group["params"]
+
+
+def moment_entries(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]) -> list[Entry]:
+    """Entries `exp_avg.NAME` and `exp_avg_sq.NAME` of every parameter that the optimizers train."""
+    for optimizer in optimizers:
+        if "betas" not in optimizer.defaults:
+            raise _not_adam(optimizer)
+    trains = {id(parameter): optimizer for optimizer in optimizers for parameter in parameters_of([optimizer])}
     entries = []
     for moment in _MOMENTS:
         for name, parameter in parameters.items():
-            if parameter in trained:
-                current = _getter(optimizer, parameter, moment)
+            if id(parameter) in trains:
+                current = _getter(trains[id(parameter)], parameter, moment)
                 made = current()
                 dtype = parameter.dtype if made is None else made.dtype
                 entries.append(Entry(f"{moment}.{name}", parameter, current, dtype, True))
@@ -58,20 +66,25 @@ def moment_entries(parameters: Mapping[str, nn.Parameter], optimizer: torch.opti
 
 
 @torch.no_grad()
-def reset(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def reset(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Zero the state of every parameter in place, which is the state of an optimizer that has not stepped.
 
     An optimizer with a state of another kind is refused before anything is changed.
     """
-    states = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
-    for name, state in states.items():
+    states = [
+        (name, optimizer, optimizer.state[parameter])
+        for optimizer in optimizers
+        for name, parameter in parameters.items()
+        if parameter in optimizer.state
+    ]
+    for name, optimizer, state in states:
         unknown = set(state) - _KNOWN
         if unknown:
             raise LawaError(
                 f"moments='reset' does not know {type(optimizer).__name__}'s state {sorted(unknown)} of {name!r}; "
                 "choose 'keep'"
             )
-    for state in states.values():
+    for _, _, state in states:
         for key, value in state.items():
             if isinstance(value, Tensor):
                 local(value).zero_()

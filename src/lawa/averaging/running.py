@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lawa.averaging.averages import EMA, RunningMean
+from lawa.averaging.layout import Group, Layout, Part, read
 from lawa.averaging.mean import block_size, ema_into, sum_into
-from lawa.averaging.parameters import Group, Layout, Part, read
 
 
 class Running:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lawa.averaging.averages import rule
 from lawa.averaging.collection import Collection
+from lawa.averaging.layout import Snapshot, local, named
 from lawa.averaging.matching import check_same
-from lawa.averaging.parameters import Snapshot, local, named
 from lawa.averaging.window import Held
 from lawa.errors import LawaError
 

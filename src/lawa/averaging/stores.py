@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lawa.averaging.parameters import Group, Layout, Snapshot
+from lawa.averaging.layout import Group, Layout, Snapshot
 from lawa.errors import LawaError
 
 PLACEMENTS = ("device", "host")

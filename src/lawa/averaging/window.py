@@ -14,8 +14,8 @@ import torch
 
 from lawa.averaging.averages import Window
 from lawa.averaging.coefficients import coefficients, is_uniform
+from lawa.averaging.layout import Layout, Part, Snapshot
 from lawa.averaging.mean import average_into, average_one_by_one
-from lawa.averaging.parameters import Layout, Part, Snapshot
 from lawa.averaging.stores import SnapshotStore
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lawa.averaging.parameters import Group, Layout, Snapshot, named
+from lawa.averaging.layout import Group, Layout, Snapshot, named
 from lawa.averaging.stores import HostStore
 from lawa.checkpoints.find import step_directory
 from lawa.checkpoints.publish import is_published

@@ -21,7 +21,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from lawa.averaging.averager import WeightAverager
-from lawa.averaging.parameters import full
+from lawa.averaging.layout import full
 from lawa.data.order import batch
 from lawa.errors import LawaError
 from lawa.evaluation.loss import evaluate, token_loss

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lawa.averaging.averager import WeightAverager
-from lawa.averaging.parameters import Layout
+from lawa.averaging.layout import Layout
 from lawa.averaging.stores import Placement, SnapshotStore
 from lawa.checkpoints.disk_store import DiskStore
 from lawa.data import store as token_store

@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lawa.averaging.averager import WeightAverager
-from lawa.averaging.parameters import full
+from lawa.averaging.layout import full
 from lawa.checkpoints import dcp_metadata
 from lawa.checkpoints.disk_store import Saved
 from lawa.pretrain.checkpoint.staging import Staged, Tensors, room_for_optimizer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lawa.averaging.parameters import like, local
+from lawa.averaging.layout import like, local
 
 Tensors = dict[str, Tensor]
 

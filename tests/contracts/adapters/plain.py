@@ -1,14 +1,13 @@
-"""The ways of training that keep the contract. Each later integration adds one."""
+"""Plain PyTorch loops, by hand and attached."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from contracts.contract import LAST, Adapter, During, Finished, Tiny, batch, optimizer_of
+from contracts.contract import LAST, Adapter, During, Run, Tiny, batch, optimizer_of
 from lawa import WeightAverager
 
 
@@ -27,7 +26,7 @@ class Loop:
     def after(self, t: int) -> None:
         """After the optimizer's step."""
 
-    def run(self, save_at: int | None, resume: bool, during: During | None) -> Finished:
+    def run(self, save_at: int | None, resume: bool, during: During | None) -> Run:
         first = 1 + (self.load() if resume else 0)
         for t in range(first, LAST + 1):
             self.before()
@@ -36,11 +35,11 @@ class Loop:
             self.after(t)
             self.optimizer.zero_grad()
             if during:
-                during(t, self.averager)
+                during(t, Run(self.model, self.averager))
             if t == save_at:
                 self.save(t)
         self.before()
-        return Finished(self.model, self.averager)
+        return Run(self.model, self.averager)
 
     def save(self, t: int) -> None:
         torch.save(
@@ -97,13 +96,13 @@ def adapter(loop: type[Loop]) -> Adapter:
     def run(
         settings: dict[str, Any], folder: Path, *,
         save_at: int | None = None, resume: bool = False, during: During | None = None,
-    ) -> Finished:  # fmt: skip
+    ) -> Run:  # fmt: skip
         return loop(settings, folder).run(save_at, resume, during)
 
     return run
 
 
-ADAPTERS: dict[str, Callable[..., Finished]] = {
+ADAPTERS: dict[str, Adapter] = {
     "update()": adapter(ByHand),
     "update(step)": adapter(ByHandWithNumbers),
     "capture and replace_if_due": adapter(InTwoHalves),
