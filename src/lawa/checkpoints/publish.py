@@ -50,10 +50,12 @@ def begin(path: str | os.PathLike[str]) -> Path:
     return partial
 
 
-def complete(partial: Path, path: str | os.PathLike[str]) -> None:
-    """Make the written directory `partial` the published one at `path`."""
+def complete(
+    partial: Path, path: str | os.PathLike[str], known: Mapping[str, dict[str, Any]] = MappingProxyType({})
+) -> None:
+    """Make the written directory `partial` the published one at `path`; `known` as in write_manifest."""
     path = Path(path)
-    write_manifest(partial)
+    write_manifest(partial, known)
     partial.rename(path)
     _to_disk(path.parent)
 
