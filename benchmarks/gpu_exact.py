@@ -14,7 +14,8 @@ from lawa import EMA, RunningMean, WeightAverager, Window
 from lawa.averaging.coefficients import coefficients
 from lawa.averaging.layout import Layout, Snapshot, read
 from lawa.averaging.mean import average_into
-from lawa.averaging.stores import SnapshotStore, make_store
+from lawa.averaging.placement import make_store
+from lawa.averaging.stores import SnapshotStore
 from measure import Check, Found
 
 WINDOW = 3
@@ -57,16 +58,16 @@ def _torn(device: Device, *, elements: int, protected: bool) -> tuple[int, int]:
     optimizer = Fill(list(model))
     stores: list[SnapshotStore] = []
 
-    def make(placement: str, layout: Layout, *, overlap: bool) -> SnapshotStore:
-        store = make_store(placement, layout, overlap=overlap)
+    def make(placement: str, layout: Layout, **settings: Any) -> SnapshotStore:
+        store = make_store(placement, layout, **settings)
         stores.append(store if device.cuda else _Late(layout, store))
         return stores[-1]
 
     with patch("lawa.averaging.averager.make_store", make):
         averager = WeightAverager(model, optimizer, mode="evaluate", placement="host", every=1, window=WINDOW)
     if not protected:
-        assert averager._protection is not None
-        averager._protection.remove()
+        assert averager._protections
+        averager._protections.pop().remove()
     torn = checked = 0
     for _ in range(4):
         for _ in range(WINDOW):

@@ -139,7 +139,7 @@ def test_its_plain_values_are_one_json_text_and_its_tensors_have_the_models_name
     assert list(meta.pop("rules")) == ["w", "short", "e", "m", "late"]
     assert meta == {
         "step": 5, "pending": None, "last_replacement": None, "windows": {"w": [2, 4], "short": [4, 5]},
-        "running": {"e": 5, "m": 1, "late": 0}, "skipped": [],
+        "running": {"e": 5, "m": 1, "late": 0}, "skipped": [], "form": "whole",
     }  # fmt: skip
     assert list(state["snapshots"]) == ["00000002", "00000004", "00000005"]
     for snapshot in state["snapshots"].values():

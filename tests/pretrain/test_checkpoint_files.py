@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import twins
+from lawa.background import Writer
 from lawa.checkpoints import publish as publishing
 from lawa.checkpoints.find import step_directories, step_directory
 from lawa.checkpoints.publish import listed, sha256, verify
@@ -18,7 +19,6 @@ from lawa.pretrain import run as runs
 from lawa.pretrain.checkpoint import checkpoints as module
 from lawa.pretrain.checkpoint.checkpoints import Checkpoints
 from lawa.pretrain.checkpoint.staging import Stage
-from lawa.pretrain.checkpoint.writer import Writer
 from lawa.pretrain.loop import Loop
 from pretrain.driving import assert_same, killed_in, quiet, train, weights
 from pretrain.test_run import read

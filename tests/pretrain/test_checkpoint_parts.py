@@ -10,12 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lawa.averaging.layout import Layout, named
 from lawa.averaging.parameters import ModelTensors
+from lawa.background import Writer
 from lawa.checkpoints.find import step_directory
 from lawa.checkpoints.publish import publish
 from lawa.errors import LawaError
 from lawa.pretrain.checkpoint import whole
 from lawa.pretrain.checkpoint.staging import Stage
-from lawa.pretrain.checkpoint.writer import Writer
 from pretrain.test_run import assert_same
 
 SMALL = {

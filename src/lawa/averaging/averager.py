@@ -15,6 +15,7 @@ from it (mode "replace").
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,14 +28,14 @@ from torch.utils.hooks import RemovableHandle
 
 from lawa.averaging import state
 from lawa.averaging.attachment import Attachment
-from lawa.averaging.averages import Average, named_averages
+from lawa.averaging.averages import Average, Window, named_averages, snapshots_needed
 from lawa.averaging.binding import bind
 from lawa.averaging.collection import Collection
 from lawa.averaging.cost import Cost, cost_of
 from lawa.averaging.finite import finite_everywhere, first_non_finite
 from lawa.averaging.layout import Layout, Part, read, toward, write
+from lawa.averaging.placement import Placement, make_store
 from lawa.averaging.replacement import Replacement, make_replacement
-from lawa.averaging.stores import Placement, make_store
 from lawa.cadence import whole
 from lawa.errors import LawaError, NonFiniteAverage
 
@@ -70,8 +71,12 @@ class WeightAverager:
                    updates between replacements (default: every capture), and the last update for one
     strength       α in (0, 1]: θ ← θ + α(average − θ); 1 (default) is the method as described
     moments        Adam's on a replacement: "keep" (default), "reset", "average"; see lawa.averaging.optimizer_state
-    placement      of snapshots: "device", "host" (pinned memory, copied while training goes on), or what makes a
-                   SnapshotStore of the layout (as the driver's windows over its own checkpoints)
+    placement      of snapshots: "device", "host" (pinned memory, copied while training goes on), "disk" (files in
+                   `folder`), or what makes a SnapshotStore of the layout (as the driver's windows over its checkpoints)
+    host_bytes, folder
+                   the most that placement "host" may take on this rank, and the folder for the snapshots beyond it
+    replicas       "whole" (default): every rank of DDP keeps whole snapshots; "split": its 1/W of each, which are put
+                   together for a look and a replacement (then `averaged` is collective, too)
     buffers        "latest" (default) or "average": float buffers; others always keep their latest value
     accumulate     torch.float32 (default) or torch.float64, the dtype of the sum
     strict         raise on a non-finite average instead of skipping the replacement
@@ -102,6 +107,9 @@ class WeightAverager:
         strength: float | None = None,
         moments: str | None = None,
         placement: Placement = "device",
+        host_bytes: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        replicas: str = "whole",
         buffers: str = "latest",
         accumulate: torch.dtype = torch.float32,
         strict: bool = False,
@@ -135,17 +143,23 @@ class WeightAverager:
                 if value is not None:
                     warnings.warn(f"{setting}={value!r} has no effect with mode='evaluate'", stacklevel=2)
 
-        self._tensors = bind(model, self.optimizers, buffers=buffers)
+        self._tensors = bind(model, self.optimizers, buffers=buffers, replicas=replicas)
         averaged_moments = self.replacement is not None and self.replacement.moments == "average"
-        layout = Layout(self._tensors.trained + (self._tensors.moments() if averaged_moments else []))
+        layout = Layout(
+            self._tensors.trained + (self._tensors.moments() if averaged_moments else []), form=self._tensors.form
+        )
         overlap = self._tensors.stepped_by_optimizers()
-        self._store = make_store(placement, layout, overlap=overlap)
+        windows = [average for average in self.averages.values() if isinstance(average, Window)]
+        self._store = make_store(
+            placement, layout, snapshots=snapshots_needed(windows), overlap=overlap,
+            folder=folder, host_bytes=host_bytes,
+        )  # fmt: skip
         self._collection = Collection(self.averages, layout, self._store)
         self._position = state.Position()
         self._swapped: tuple[str, list[Part]] | None = None  # the average that the model has now
         self._attachment: Attachment | None = None
         self._protections: list[RemovableHandle] = []
-        if placement == "host" and overlap:
+        if placement in ("host", "disk") and overlap:
             self._protections = [
                 one.register_step_pre_hook(lambda *_: self._store.protect()) for one in self.optimizers
             ]

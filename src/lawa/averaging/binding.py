@@ -1,6 +1,7 @@
 """What the averager binds itself to: the tensors that hold what is trained, wherever they lie.
 
     ModelTensors    a model's own parameters, or their DTensor shards (parameters.py)
+    ReplicaSlices   this rank's 1/W of parameters that W ranks have whole (replicas.py)
 
 What is captured is what the optimizer steps: so a replacement is not undone by its next step.
 """
@@ -16,6 +17,7 @@ from torch import nn
 from lawa.averaging import optimizer_state
 from lawa.averaging.layout import Entry
 from lawa.averaging.parameters import ModelTensors
+from lawa.averaging.replicas import ReplicaSlices
 from lawa.errors import LawaError
 
 
@@ -23,9 +25,11 @@ class Binding(Protocol):
     """What the averager asks of a model's tensors.
 
     trained  the entries that are captured, averaged and replaced, in the model's order
+    form     how their tensors are cut: a saved state goes on in an averager of the same form
     """
 
     trained: list[Entry]
+    form: str
 
     def reshard(self) -> None:
         """Call before the tensors are read or written: what training computes with may be a copy of them."""
@@ -56,14 +60,17 @@ class Binding(Protocol):
         ...
 
 
-def bind(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], *, buffers: str) -> Binding:
+def bind(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], *, buffers: str, replicas: str) -> Binding:
     """The binding that this model needs. Raises LawaError for what is not supported, naming what is."""
+    if replicas not in ("whole", "split"):
+        raise LawaError(f"replicas={replicas!r} must be 'whole' or 'split'")
     if buffers not in ("latest", "average"):
         raise LawaError(f"buffers={buffers!r} must be 'latest' or 'average'")
     for optimizer in optimizers:
         optimizer_state.refuse_masters(optimizer)
     _refuse_unsupported(model)
-    return ModelTensors(model, optimizers, buffers=buffers)
+    tensors = ModelTensors(model, optimizers, buffers=buffers)
+    return ReplicaSlices(model, tensors) if replicas == "split" else tensors
 
 
 def _refuse_unsupported(model: nn.Module) -> None:

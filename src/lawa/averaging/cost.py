@@ -21,6 +21,7 @@ class Cost:
     host       the same in host memory (a model on the CPU has all of it here)
     swap       average and backup beside them while `averaged()` lasts, or what a replacement takes if that is more;
                an average lies where its snapshots lie, a backup where the model lies
+    spilled    snapshots on disk, for as long as training lasts
     disk       the averager's part of one saved training state
     snapshot   one snapshot (on disk too)
     """
@@ -31,10 +32,12 @@ class Cost:
     swap: int
     disk: int
     snapshot: int
+    spilled: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.snapshots} snapshots: {readable(self.device)} on the device, {readable(self.host)} on the host, "
+            f"{f'{readable(self.spilled)} on disk, ' if self.spilled else ''}"
             f"{readable(self.swap)} more during a swap, {readable(self.disk)} on disk a saved state"
         )
 
@@ -42,8 +45,8 @@ class Cost:
 def cost_of(collection: Collection, replacement: Replacement | None) -> Cost:
     """Computed from the settings; nothing is allocated."""
     slots = snapshots_needed([ring.window for ring in collection.windows.rings.values()])
-    on_device, on_host = collection.store.nbytes(slots)
-    saved = 0 if collection.store.durable else on_device + on_host
+    on_device, on_host, on_disk = collection.store.nbytes(slots)
+    saved = 0 if collection.store.durable else collection.layout.nbytes * slots
     for running in collection.running.values():
         for group in running.groups:
             saved += group.state_nbytes
@@ -56,6 +59,7 @@ def cost_of(collection: Collection, replacement: Replacement | None) -> Cost:
         swap=_swap_bytes(collection, replacement),
         disk=saved,
         snapshot=collection.layout.nbytes,
+        spilled=on_disk,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -103,10 +103,11 @@ class Group:
 
 
 class Layout(list[Group]):
-    """Entries sorted into groups, in the model's order."""
+    """Entries sorted into groups, in the model's order; `form` as in Binding."""
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Iterable[Entry], *, form: str = "whole") -> None:
         super().__init__()
+        self.form = form
         groups: dict[tuple[torch.device, torch.dtype, bool], Group] = {}
         for entry in entries:
             key = (entry.device, entry.dtype, entry.moment)
@@ -190,17 +191,21 @@ def like(reference: Any, own: Tensor) -> Tensor:
     dtensor = _dtensor_class()
     if dtensor is None or not isinstance(reference, dtensor):
         return own
-    if own.device.type == reference.device_mesh.device_type:
+    return as_dtensor(own, reference.device_mesh, reference.placements, reference.shape, reference.stride())
+
+
+def as_dtensor(own: Tensor, mesh: Any, placements: Any, shape: Sequence[int], stride: tuple[int, ...]) -> Any:
+    """`own` as this rank's shard of a DTensor of that shape; no collective, no copy and no transfer."""
+    from torch.distributed.tensor import DTensor
+
+    if own.device.type == mesh.device_type:
         # Shape and stride are given because uneven shards would otherwise be asked for collectively.
-        return dtensor.from_local(
-            own, reference.device_mesh, reference.placements,
-            run_check=False, shape=reference.shape, stride=reference.stride(),
-        )  # fmt: skip
+        return DTensor.from_local(own, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
     # from_local moves its tensor to the mesh's device; a window kept on the host must stay there.
     from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
-    meta = TensorMeta(reference.shape, reference.stride(), own.dtype)
-    return dtensor(own, DTensorSpec(reference.device_mesh, reference.placements, tensor_meta=meta), requires_grad=False)
+    meta = TensorMeta(torch.Size(shape), stride, own.dtype)
+    return DTensor(own, DTensorSpec(mesh, tuple(placements), tensor_meta=meta), requires_grad=False)
 
 
 def _dtensor_class() -> Any:

@@ -27,6 +27,8 @@ class ModelTensors:
     frozen    parameters that do not: an average has their live value
     """
 
+    form = "whole"
+
     def __init__(
         self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = (), *, buffers: str = "latest"
     ) -> None:

@@ -50,6 +50,7 @@ def state_dict(collection: Collection, position: Position, *, without: Container
         "running": {name: average.count for name, average in running.items()},
         "rules": {name: rule(average) for name, average in collection.averages.items()},
         "skipped": [one.step for one in held if one.skipped],
+        "form": collection.layout.form,
     }
     snapshots = {one.step: one.snapshot for one in held} | collection.prepared
     if collection.store.durable:
@@ -169,6 +170,12 @@ def _checked_meta(collection: Collection, state: Mapping[str, Any], *, replaces:
                 f"the saved state has the averages {sorted(meta['windows'] | meta['running'])}, this averager "
                 f"{sorted(collection.averages)}; make it with the same averages"
             )
+    form, own_form = meta.get("form", "whole"), collection.layout.form
+    if form != own_form:
+        raise LawaError(
+            f"the saved state's tensors are {form}, this averager's {own_form}; make it as it was when it was saved "
+            "(replicas=, DeepSpeed's stage and number of ranks)"
+        )
     for name, average in collection.averages.items():
         if meta["rules"][name] != rule(average):
             warnings.warn(

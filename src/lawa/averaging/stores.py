@@ -1,4 +1,4 @@
-"""Where snapshots lie: on the model's own device, or on the host in pinned memory; or where another store keeps them.
+"""Where snapshots lie: on the model's own device, or on the host in pinned memory; spill.py has those on disk.
 
 A store hands out memory for a snapshot, fills it with the model's tensors as they are now, and takes it
 back; freed memory is used again, so that a steady-state capture allocates nothing. What a snapshot is for
@@ -7,16 +7,21 @@ back; freed memory is used again, so that a steady-state capture allocates nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lawa.averaging.layout import Group, Layout, Snapshot
-from lawa.errors import LawaError
 
-PLACEMENTS = ("device", "host")
+
+class Bytes(NamedTuple):
+    """On this rank."""
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
 
 
 class SnapshotStore(Protocol):
@@ -47,8 +52,8 @@ class SnapshotStore(Protocol):
         """Let no later work on the device change a tensor that is still being copied."""
         ...
 
-    def nbytes(self, snapshots: int) -> tuple[int, int]:
-        """(device bytes, host bytes) of that many snapshots on this rank."""
+    def nbytes(self, snapshots: int) -> Bytes:
+        """What that many snapshots take."""
         ...
 
     def device(self, group: Group) -> torch.device:
@@ -58,9 +63,6 @@ class SnapshotStore(Protocol):
     def flats(self, index: int, snapshots: Sequence[Snapshot]) -> Sequence[Tensor] | Iterator[Tensor]:
         """The flat tensors of the layout's `index`-th group: together, or one by one in memory that is used again."""
         ...
-
-
-Placement = str | Callable[[Layout], SnapshotStore]
 
 
 class DeviceStore:
@@ -90,9 +92,9 @@ class DeviceStore:
     def protect(self) -> None:
         """Likewise."""
 
-    def nbytes(self, snapshots: int) -> tuple[int, int]:
+    def nbytes(self, snapshots: int) -> Bytes:
         host = sum(group.nbytes for group in self.layout if group.device.type == "cpu")
-        return (self.layout.nbytes - host) * snapshots, host * snapshots
+        return Bytes(device=(self.layout.nbytes - host) * snapshots, host=host * snapshots)
 
     def device(self, group: Group) -> torch.device:
         return group.device
@@ -141,6 +143,9 @@ class HostStore:
                 tensor.record_stream(side)
             self._copying[group.device] = side.record_event()
 
+    def has_free(self) -> bool:
+        return bool(self._free)
+
     def empty(self, step: int) -> Snapshot:
         if self._free:
             # The free slot's last copy is ordered before the next one: both run on the same side stream.
@@ -160,8 +165,8 @@ class HostStore:
         for device, event in self._copying.items():
             torch.cuda.current_stream(device).wait_event(event)
 
-    def nbytes(self, snapshots: int) -> tuple[int, int]:
-        return 0, self.layout.nbytes * snapshots
+    def nbytes(self, snapshots: int) -> Bytes:
+        return Bytes(host=sum(map(host_nbytes, self.layout)) * snapshots)
 
     def device(self, group: Group) -> torch.device:
         return torch.device("cpu")
@@ -170,12 +175,6 @@ class HostStore:
         return [snapshot[index] for snapshot in snapshots]
 
 
-def make_store(placement: Placement, layout: Layout, *, overlap: bool) -> SnapshotStore:
-    """The store that `placement` names, or makes of the layout."""
-    if callable(placement):
-        return placement(layout)
-    if placement == "device":
-        return DeviceStore(layout)
-    if placement == "host":
-        return HostStore(layout, overlap=overlap)
-    raise LawaError(f"placement={placement!r} must be one of {', '.join(PLACEMENTS)}")
+def host_nbytes(group: Group) -> int:
+    """Of one snapshot of `group` on the host: torch rounds pinned memory up to a power of two."""
+    return 1 << (group.nbytes - 1).bit_length() if group.device.type == "cuda" and group.nbytes else group.nbytes

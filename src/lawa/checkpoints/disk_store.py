@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lawa.averaging.layout import Group, Layout, Snapshot, named
-from lawa.averaging.stores import HostStore
+from lawa.averaging.stores import Bytes, HostStore
 from lawa.checkpoints.find import step_directory
 from lawa.checkpoints.publish import is_published
 from lawa.errors import LawaError
@@ -88,7 +88,7 @@ class DiskStore:
     def protect(self) -> None:
         self._host.protect()
 
-    def nbytes(self, snapshots: int) -> tuple[int, int]:
+    def nbytes(self, snapshots: int) -> Bytes:
         return self._host.nbytes(min(snapshots, 2))  # the one before may still be on its way to disk
 
     def device(self, group: Group) -> torch.device:

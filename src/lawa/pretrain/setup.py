@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from lawa.averaging.averager import WeightAverager
 from lawa.averaging.layout import Layout
-from lawa.averaging.stores import Placement, SnapshotStore
+from lawa.averaging.placement import Placement
+from lawa.averaging.stores import SnapshotStore
 from lawa.checkpoints.disk_store import DiskStore
 from lawa.data import store as token_store
 from lawa.data.order import Order, validation_sequences

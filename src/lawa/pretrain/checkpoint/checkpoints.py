@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lawa.background import Writer
 from lawa.checkpoints.find import step_directory
 from lawa.checkpoints.publish import begin, complete, link, listed, publish, write_manifest
 from lawa.pretrain.checkpoint import sharded, whole
 from lawa.pretrain.checkpoint.position import Position, State
 from lawa.pretrain.checkpoint.retain import retain
 from lawa.pretrain.checkpoint.staging import Stage, Staged, Tensors, optimizer_state, room_for_optimizer
-from lawa.pretrain.checkpoint.writer import Writer
 from lawa.pretrain.directory import CHECKPOINTS, FINAL, TRAINING, latest
 from lawa.pretrain.setup import Setup
 from lawa.records import Records, write_json
