@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from contracts.contract import LAST, Adapter, During, Run, Tiny, batch, optimizer_of
+from contracts.contract import LAST, LR, Adapter, During, Run, Tiny, batch, optimizer_of
 from lawa import WeightAverager
 
 
@@ -26,12 +26,18 @@ class Loop:
     def after(self, t: int) -> None:
         """After the optimizer's step."""
 
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.optimizer.step()
+
     def run(self, save_at: int | None, resume: bool, during: During | None) -> Run:
         first = 1 + (self.load() if resume else 0)
         for t in range(first, LAST + 1):
             self.before()
-            self.model(batch(t))["loss"].backward()
-            self.optimizer.step()
+            self.backward(self.model(batch(t))["loss"])
+            self.step()
             self.after(t)
             self.optimizer.zero_grad()
             if during:
@@ -92,12 +98,54 @@ class Attached(Loop):
         self.averager.attach()
 
 
-def adapter(loop: type[Loop]) -> Adapter:
+class AttachedWithScaler(Loop):
+    """averager.attach(scaler=scaler): a scale of 1 leaves the bits alone."""
+
+    def __init__(self, settings: dict[str, Any], folder: Path) -> None:
+        super().__init__(settings, folder)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=10**6)
+        self.averager.attach(scaler=self.scaler)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+class TwoOptimizers(Loop):
+    """Attached to two: an update is over when both have stepped."""
+
+    def __init__(self, settings: dict[str, Any], folder: Path) -> None:
+        super().__init__(settings, folder)
+        first, *others = self.model.parameters()
+        self.other = torch.optim.AdamW(others, lr=LR, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW([first], lr=LR, weight_decay=0.0)
+        self.averager = WeightAverager(self.model, [self.optimizer, self.other], **settings)
+        self.averager.attach()
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.other.step()
+        self.other.zero_grad()
+
+    def save(self, t: int) -> None:
+        super().save(t)
+        torch.save(self.other.state_dict(), self.file.with_name("other.pt"))
+
+    def load(self) -> int:
+        self.other.load_state_dict(torch.load(self.file.with_name("other.pt"), weights_only=True))
+        return super().load()
+
+
+def adapter(loop: type[Loop], **placement: Any) -> Adapter:
     def run(
         settings: dict[str, Any], folder: Path, *,
         save_at: int | None = None, resume: bool = False, during: During | None = None,
     ) -> Run:  # fmt: skip
-        return loop(settings, folder).run(save_at, resume, during)
+        more = {"folder": folder} if placement.get("placement") == "disk" or "host_bytes" in placement else {}
+        return loop({**settings, **placement, **more}, folder).run(save_at, resume, during)
 
     return run
 
@@ -107,4 +155,9 @@ ADAPTERS: dict[str, Adapter] = {
     "update(step)": adapter(ByHandWithNumbers),
     "capture and replace_if_due": adapter(InTwoHalves),
     "attached to the optimizer": adapter(Attached),
+    "attached, with a loss scaler": adapter(AttachedWithScaler),
+    "attached to two optimizers": adapter(TwoOptimizers),
+    "snapshots on the host": adapter(InTwoHalves, placement="host"),
+    "snapshots on disk": adapter(InTwoHalves, placement="disk"),
+    "snapshots on the host and on disk": adapter(InTwoHalves, placement="host", host_bytes=400),
 }
