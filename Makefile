@@ -51,7 +51,7 @@ $(VENV)/torch.done: constraints.txt
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh tools/environment.sh
 	@touch $@
 
-$(VENV)/demo.done: $(VENV)/torch.done pyproject.toml examples/demo-requirements.txt
+$(VENV)/demo.done: $(VENV)/torch.done pyproject.toml $(wildcard src/lawa/*/_*.c) examples/demo-requirements.txt
 	$(PIP) -e '.[train,report]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r examples/demo-requirements.txt
 	@touch $@

@@ -1,6 +1,8 @@
 """EMA and running mean over a model's live tensors, whole and in stretches."""
 
 import copy
+from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -8,32 +10,48 @@ from torch import nn
 
 import twins
 from lawa import WeightAverager
+from lawa.averaging import kernels
 from lawa.averaging.averages import EMA, RunningMean
 from lawa.averaging.layout import Layout
 from lawa.averaging.mean import block_size
 from lawa.averaging.parameters import ModelTensors
 from lawa.averaging.running import Running
+from lawa.errors import LawaError
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Each test by the compiled loop, and by torch operations."""
+    if request.param == "compiled":
+        if kernels._library is None:
+            pytest.skip("no C compiler here")
+        yield True
+        return
+    with mock.patch.object(kernels, "_library", None):
+        yield False
 
 
 class Odd(nn.Module):
     """Parameters of every awkward kind: a scalar, empty, larger than a block, not contiguous, of two dtypes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, contiguous: bool = False) -> None:
         super().__init__()
         for i, shape in enumerate([(3,), (25,), (4, 5), (2, 3), (), (0,), (10,), (11,)]):
             self.register_parameter(f"p{i}", nn.Parameter(torch.randn(shape)))
-        self.transposed = nn.Parameter(torch.randn(7, 5).t())
+        self.transposed = nn.Parameter(torch.randn(7, 5).t().contiguous() if contiguous else torch.randn(7, 5).t())
         self.narrow = nn.Parameter(torch.randn(33).bfloat16())
 
 
 @pytest.mark.parametrize("block", [1, 7, 10, 64, 1 << 21])
 @pytest.mark.parametrize("average", [EMA(0.9), RunningMean()], ids=str)
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.usefixtures("compiled")
 def test_every_element_is_read_once_whatever_the_block(
-    monkeypatch: pytest.MonkeyPatch, block: int, average: EMA | RunningMean
+    monkeypatch: pytest.MonkeyPatch, block: int, average: EMA | RunningMean, contiguous: bool
 ) -> None:
     monkeypatch.setitem(block_size.__globals__["_BLOCK"], "cpu", block)
     torch.manual_seed(0)
-    model = Odd()
+    model = Odd(contiguous=contiguous)
     running = Running(average, Layout(ModelTensors(model).trained))
     readings: dict[str, list] = {name: [] for name, _ in model.named_parameters()}
     for t in range(1, 6):
@@ -49,6 +67,22 @@ def test_every_element_is_read_once_whatever_the_block(
             assert twins.same_bits(view, want), entry.name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_the_compiled_loop_serves_contiguous_fp32_and_bf16(
+    compiled: bool, dtype: torch.dtype, contiguous: bool
+) -> None:
+    """Otherwise the tests here would pass without it."""
+    model = Odd(contiguous=contiguous).to(dtype)
+    running = Running(EMA(0.9), Layout(ModelTensors(model).trained))
+    running.capture(1)
+    running.capture(2)
+    serves = compiled and contiguous and dtype in (torch.float32, torch.bfloat16)
+    assert running._work
+    assert all(isinstance(work, kernels.Table) == serves for work in running._work)
+
+
+@pytest.mark.usefixtures("compiled")
 def test_a_weight_that_moved_in_memory_is_followed() -> None:
     model = nn.Linear(3, 2)
     running = Running(RunningMean(), Layout(ModelTensors(model).trained))
@@ -60,7 +94,31 @@ def test_a_weight_that_moved_in_memory_is_followed() -> None:
     assert torch.equal(group.views(mean)[0], torch.full((2, 3), 2.5))
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (4, 3), (6,)])
+@pytest.mark.usefixtures("compiled")
+def test_a_weight_that_has_another_shape_now_is_an_error_that_names_it(shape: tuple[int, ...]) -> None:
+    model = nn.Linear(3, 2)
+    running = Running(EMA(0.9), Layout(ModelTensors(model).trained))
+    running.capture(1)
+    model.weight.data = torch.zeros(shape)
+    with pytest.raises(LawaError, match=r"parameter 'weight' has the shape \(.*\), and had \(2, 3\)"):
+        running.capture(2)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_fresh_state_is_read_into_where_it_lies_now() -> None:
+    model = nn.Linear(3, 2)
+    running = Running(RunningMean(), Layout(ModelTensors(model).trained))
+    running.capture(1)
+    running.release()
+    nn.init.constant_(model.weight, 2.0)
+    running.capture(2)
+    group, mean = running.parts()[0]
+    assert torch.equal(group.views(mean)[0], torch.full((2, 3), 2.0))
+
+
 @pytest.mark.parametrize("average", [EMA(0.5), RunningMean()], ids=str)
+@pytest.mark.usefixtures("compiled")
 def test_a_nan_that_is_gone_from_every_weight_is_gone_from_the_check(
     monkeypatch: pytest.MonkeyPatch, average: EMA | RunningMean
 ) -> None:

@@ -1,4 +1,5 @@
-/* The inner loop of mean.py on a CPU: every snapshot is read once, and the accumulator stays in the first cache.
+/* The inner loops of mean.py on a CPU: a mean, whose snapshots are read once while the accumulator stays in the first
+   cache, and one step of a running average, in one pass over its state.
 
    The bits are those of the torch operations in mean.py: one IEEE operation at a time, each rounded once. So this
    is compiled with -ffp-contract=off (no fused multiply-add) and without any -ffast-math. */
@@ -92,6 +93,41 @@ EXPORTED EVERY_WIDTH void lawa_mean(float *a, const void *const *snapshots, cons
 #endif
 }
 
-/* An importable module, so that the build puts it where Python finds it; its function is called through ctypes. */
+/* What a reading does to element j of a running average's state. */
+#define ADDED(theta) e[j] = e[j] + (theta)
+#define FOLLOWED(theta) e[j] = e[j] + share * ((theta) - e[j])
+#define EVERY(step, theta) \
+    for (int64_t j = 0; j < m; j++) step(theta)
+
+/* e <- e + share * (theta - e), or e <- e + theta, on the elements [start, stop) of e.
+
+   state           fp32, the elements e
+   readings        count pointers, to fp32 [lengths[i]], or to bf16 [lengths[i]] where bf16 is not 0
+   offsets         where in the state each reading belongs
+   one_minus_beta  the share; NULL for the sum */
+EXPORTED EVERY_WIDTH void lawa_running(float *state, const void *const *readings, const int64_t *offsets,
+                                       const int64_t *lengths, int64_t count, const float *one_minus_beta,
+                                       int64_t start, int64_t stop, int bf16) {
+    const float share = one_minus_beta ? *one_minus_beta : 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t first = offsets[i] > start ? offsets[i] : start;
+        int64_t end = offsets[i] + lengths[i] < stop ? offsets[i] + lengths[i] : stop;
+        if (first >= end) continue;
+        int64_t m = end - first;
+        float *e = state + first;
+        const float *wide = (const float *)readings[i] + (first - offsets[i]);
+        const uint16_t *narrow = (const uint16_t *)readings[i] + (first - offsets[i]);
+        if (one_minus_beta && bf16)
+            EVERY(FOLLOWED, widened(narrow[j]));
+        else if (one_minus_beta)
+            EVERY(FOLLOWED, wide[j]);
+        else if (bf16)
+            EVERY(ADDED, widened(narrow[j]));
+        else
+            EVERY(ADDED, wide[j]);
+    }
+}
+
+/* An importable module, so that the build puts it where Python finds it; its functions are called through ctypes. */
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_mean", NULL, -1, NULL, NULL, NULL, NULL, NULL};
 PyMODINIT_FUNC PyInit__mean(void) { return PyModule_Create(&module); }

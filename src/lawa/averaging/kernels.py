@@ -1,20 +1,20 @@
-"""The compiled inner loop of the mean, where the installation could build it: the same bits in one pass.
+"""The compiled inner loops of _mean.c, where the installation could build them: the same bits in one pass.
 
-Without it (no C compiler at installation) mean.py does the same work by torch operations.
+Without them (no C compiler at installation) mean.py and running.py do the same work by torch operations.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-_PER_THREAD = 1 << 18  # elements below which another thread costs more than it gains
+_PER_THREAD = 1 << 21  # elements read or written below which another thread costs more than it gains
 
 
 def _load() -> ctypes.CDLL | None:
@@ -32,20 +32,32 @@ def _load() -> ctypes.CDLL | None:
         ctypes.c_int,
     ]
     library.lawa_mean.restype = None
+    if not hasattr(library, "lawa_running"):
+        return None  # built from an older _mean.c
+    library.lawa_running.argtypes = [
+        ctypes.c_void_p,
+        *[ctypes.POINTER(ctypes.c_int64)] * 3,
+        ctypes.c_int64,
+        ctypes.POINTER(ctypes.c_float),
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int,
+    ]
+    library.lawa_running.restype = None
     return library
 
 
 _library = _load()
 
 
-def serve(snapshots: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether `mean_into` can do it: fp32 sums of contiguous fp32 or bf16 snapshots on the CPU."""
-    first = snapshots[0].dtype
+def serve(readings: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the loops can do it: fp32 sums of contiguous fp32 or bf16 tensors on the CPU."""
+    first = readings[0].dtype
     return (
         _library is not None
         and dtype == torch.float32
         and first in (torch.float32, torch.bfloat16)
-        and all(theta.dtype == first and theta.device.type == "cpu" and theta.is_contiguous() for theta in snapshots)
+        and all(theta.dtype == first and theta.device.type == "cpu" and theta.is_contiguous() for theta in readings)
     )
 
 
@@ -56,7 +68,7 @@ def mean_into(a: Tensor, snapshots: Sequence[Tensor], coefficients: Sequence[flo
     """
     library = _library
     assert library is not None
-    k, n = len(snapshots), a.numel()
+    k = len(snapshots)
     rounded = None if coefficients is None else (ctypes.c_float * k)(*coefficients)
     scale = 1 / k if coefficients is None else 1.0
     bf16 = snapshots[0].dtype == torch.bfloat16
@@ -65,7 +77,50 @@ def mean_into(a: Tensor, snapshots: Sequence[Tensor], coefficients: Sequence[flo
         pointers = (ctypes.c_void_p * k)(*(theta.data_ptr() + start * theta.element_size() for theta in snapshots))
         library.lawa_mean(a.data_ptr() + 4 * start, pointers, rounded, k, scale, stop - start, bf16)
 
-    count = max(1, min(torch.get_num_threads(), n // _PER_THREAD))
+    _on_threads(part, a.numel(), moves=k + 1)
+
+
+class Table:
+    """A running average's state, and where in it each of the live weights belongs: one call for all of them.
+
+    state     fp32, 1-D, contiguous
+    offsets   of each reading in the state
+    readings  that the loops can `serve`; the weights themselves, read anew at each call
+    """
+
+    def __init__(self, state: Tensor, offsets: Sequence[int], readings: Sequence[Tensor]) -> None:
+        array = ctypes.c_int64 * len(readings)
+        self._state = state
+        self._readings = readings  # while the table lives, their memory is nobody else's
+        self._pointers = array(*(theta.data_ptr() for theta in readings))
+        self._offsets = array(*offsets)
+        self._lengths = array(*(theta.numel() for theta in readings))
+
+    def ema(self, beta: float) -> None:
+        """mean.ema_into for every reading."""
+        self._run(ctypes.c_float(1 - beta))
+
+    def sum(self) -> None:
+        """mean.sum_into for every reading."""
+        self._run(None)
+
+    def _run(self, share: ctypes.c_float | None) -> None:
+        library = _library
+        assert library is not None
+        state, count = self._state.data_ptr(), len(self._readings)
+        bf16 = self._readings[0].dtype == torch.bfloat16
+
+        def part(start: int, stop: int) -> None:
+            library.lawa_running(
+                state, self._pointers, self._offsets, self._lengths, count, share, start, stop, bf16
+            )  # fmt: skip
+
+        _on_threads(part, self._state.numel(), moves=3)
+
+
+def _on_threads(part: Callable[[int, int], None], n: int, *, moves: int) -> None:
+    """part(start, stop) over all of n elements, each of which it reads or writes `moves` times."""
+    count = max(1, min(torch.get_num_threads(), n * moves // _PER_THREAD))
     edges = [n * i // count // 16 * 16 for i in range(count)] + [n]  # threads share no cache line
     # Threads of their own for each call: a pool would not survive a fork.
     others = [threading.Thread(target=part, args=edge) for edge in pairwise(edges[1:])]

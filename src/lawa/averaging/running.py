@@ -9,9 +9,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lawa.averaging import kernels
 from lawa.averaging.averages import EMA, RunningMean
 from lawa.averaging.layout import Group, Layout, Part, read
 from lawa.averaging.mean import block_size, ema_into, sum_into
+from lawa.errors import LawaError
 
 
 class Running:
@@ -25,7 +27,7 @@ class Running:
         self.count = 0  # readings so far
         self.groups: list[Group] = [group for group in layout if not group.moments]
         self.state: list[Tensor] = []
-        self._cut: list[_Stretch] = []
+        self._work: list[kernels.Table | _Stretch] = []
         self._bound: tuple[int, ...] = ()
 
     @torch.no_grad()
@@ -37,15 +39,11 @@ class Running:
         if isinstance(self.average, EMA) and self.count == 0:
             read(self.state_parts())
         else:
-            for stretch in self._stretches():
-                if stretch.live:
-                    torch._foreach_copy_(stretch.views, stretch.live)
-                for gap in stretch.gaps:
-                    gap.zero_()
+            for work in self._bind():
                 if isinstance(self.average, EMA):
-                    ema_into(stretch.state, stretch.reading, self.average.beta, scratch=stretch.scratch)
+                    work.ema(self.average.beta)
                 else:
-                    sum_into(stretch.state, stretch.reading)
+                    work.sum()
         self.count += 1
         return True
 
@@ -64,7 +62,7 @@ class Running:
     def release(self) -> None:
         """Start anew without memory."""
         self.count = 0
-        self.state, self._cut, self._bound = [], [], ()
+        self.state, self._work, self._bound = [], [], ()
 
     def allocate(self) -> None:
         if not self.state:
@@ -74,15 +72,28 @@ class Running:
         """The state itself: an EMA's value, a running mean's sum."""
         return list(zip(self.groups, self.state, strict=True))
 
-    def _stretches(self) -> list[_Stretch]:
-        """Cut anew only when a live tensor has moved."""
+    def _bind(self) -> list[kernels.Table | _Stretch]:
+        """What reads the live weights into the state; made anew only when one of them has moved."""
         live = [group.current() for group in self.groups]
         where = tuple(tensor.data_ptr() for tensors in live for tensor in tensors)
         if where != self._bound:
-            cut = map(_cut, self.groups, self.state, live)
-            self._cut = [stretch for stretches in cut for stretch in stretches]
+            parts = zip(self.groups, self.state, live, strict=True)
+            self._work = [work for group, state, tensors in parts for work in _work(group, state, tensors)]
             self._bound = where
-        return self._cut
+        return self._work
+
+
+def _work(group: Group, state: Tensor, live: Sequence[Tensor]) -> Sequence[kernels.Table | _Stretch]:
+    """One compiled pass where that can be, else torch operations on what stays in cache."""
+    for entry, tensor in zip(group.entries, live, strict=True):
+        if tensor.shape != entry.shape:
+            raise LawaError(
+                f"parameter {entry.name!r} has the shape {tuple(tensor.shape)}, and had {tuple(entry.shape)} when the "
+                "averager was made; make a new averager"
+            )
+    if state.device.type == "cpu" and kernels.serve(live, state.dtype):
+        return [kernels.Table(state, group.offsets, live)]
+    return _cut(group, state, live)
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,20 @@ class _Stretch:
     views: list[Tensor]
     gaps: list[Tensor]
     live: list[Tensor]
+
+    def ema(self, beta: float) -> None:
+        self._fill()
+        ema_into(self.state, self.reading, beta, scratch=self.scratch)
+
+    def sum(self) -> None:
+        self._fill()
+        sum_into(self.state, self.reading)
+
+    def _fill(self) -> None:
+        if self.live:
+            torch._foreach_copy_(self.views, self.live)
+        for gap in self.gaps:
+            gap.zero_()
 
 
 def _cut(group: Group, state: Tensor, live: Sequence[Tensor]) -> list[_Stretch]:
