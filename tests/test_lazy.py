@@ -52,6 +52,6 @@ def test_every_door_opens_and_no_other() -> None:
 def test_the_doors_are_these() -> None:
     """A public name more or less is a decision, and this line is where it shows."""
     assert set(lawa.__all__) == {
-        "EMA", "Cadence", "LawaError", "NonFiniteAverage", "RunningMean", "WeightAverager", "Window",
-        "__version__", "estimate",
+        "EMA", "AveragerState", "Cadence", "LawaError", "NonFiniteAverage", "RunningMean", "WeightAverager", "Window",
+        "__version__", "average", "estimate", "save_average",
     }  # fmt: skip

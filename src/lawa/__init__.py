@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lawa.averaging.averager import WeightAverager, estimate
     from lawa.averaging.averages import EMA, RunningMean, Window
     from lawa.cadence import Cadence
+    from lawa.checkpoints.average import average
+    from lawa.checkpoints.averager_state import AveragerState
+    from lawa.checkpoints.save_average import save_average
     from lawa.errors import LawaError, NonFiniteAverage
 
 _DOORS = {
@@ -22,13 +25,17 @@ _DOORS = {
     "Window": "lawa.averaging.averages",
     "EMA": "lawa.averaging.averages",
     "RunningMean": "lawa.averaging.averages",
+    "average": "lawa.checkpoints.average",
     "Cadence": "lawa.cadence",
+    "AveragerState": "lawa.checkpoints.averager_state",
+    "save_average": "lawa.checkpoints.save_average",
     "LawaError": "lawa.errors",
     "NonFiniteAverage": "lawa.errors",
 }
 
 __all__ = [
     "EMA",
+    "AveragerState",
     "Cadence",
     "LawaError",
     "NonFiniteAverage",
@@ -36,7 +43,9 @@ __all__ = [
     "WeightAverager",
     "Window",
     "__version__",
+    "average",
     "estimate",
+    "save_average",
 ]
 
 

@@ -130,9 +130,9 @@ def test_a_trainer_that_jumps_captures_only_where_it_lands(jumps: list[int], eve
     assert all(earlier < later for earlier, later in pairwise(averager.steps()))
 
 
-@pytest.mark.parametrize("attribute", ["single_partition_of_fp32_groups", "shard_fp32_from_float16_groups"])
+@pytest.mark.parametrize("attribute", ["fp32_from_fp16_groups", "shard_fp32_from_float16_groups"])
 def test_an_optimizer_with_masters_of_its_own_is_refused(attribute: str) -> None:
-    """DeepSpeed's and Megatron's would write their masters over the replaced weights at the next step."""
+    """apex's and Megatron's would write their masters over the replaced weights at the next step."""
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     setattr(optimizer, attribute, [])

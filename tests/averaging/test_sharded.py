@@ -1,38 +1,27 @@
-"""FSDP2 in real processes: what each rank checks is in sharded.py."""
+"""Sharded models in real processes: what each rank checks is in sharded.py, evaluated.py and meshes.py."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from averaging import sharded
+from averaging import evaluated, meshes, sharded
+from launching import launch
 
 HERE = Path(__file__).parent
 
 
-def launch(ranks: int, folder: Path, *checks: str) -> None:
-    path = os.pathsep.join([str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-            "--nproc-per-node", str(ranks), str(HERE / "sharded.py"), str(folder), *checks,
-        ],
-        env={**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+def run(script: str, ranks: int, folder: Path, *checks: str, layout: str = "") -> None:
+    said = launch(HERE / script, ranks, str(folder), *checks, timeout=240, LAYOUT=layout)
     for rank in range(ranks):
         for check in checks:
-            assert f"rank {rank}: {check}\n" in done.stdout, "every check ran on every rank"
+            assert f"rank {rank}: {check}\n" in said, "every check ran on every rank"
 
 
 def test_two_ranks(tmp_path: Path) -> None:
     """torch's AveragedModel fails here at once: "FSDP does not support deepcopy"."""
-    launch(2, tmp_path, *sharded.CHECKS)
+    run("sharded.py", 2, tmp_path, *sharded.CHECKS)
 
 
 @pytest.mark.slow
@@ -40,21 +29,60 @@ def test_two_ranks(tmp_path: Path) -> None:
 def test_other_numbers_of_ranks(ranks: int, tmp_path: Path) -> None:
     """1 has nothing to share, 3 divides nothing evenly, and with 4 some ranks hold empty shards."""
     need_two = {"the_counter_counts", "one_bad_rank_and_all_skip"} if ranks == 1 else set()
-    launch(ranks, tmp_path, *(name for name in sharded.CHECKS if name not in need_two))
+    run("sharded.py", ranks, tmp_path, *(name for name in sharded.CHECKS if name not in need_two))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_evaluated_under_every_setting_of_fsdp2(ranks: int, tmp_path: Path) -> None:
+    """With 4, reshard_after_forward=2 as well."""
+    run("evaluated.py", ranks, tmp_path, *evaluated.CHECKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "ranks"), [("tp", 2), ("tp", 3), ("fsdp2 x tp", 4), ("hsdp", 4)])
+def test_meshes(layout: str, ranks: int, tmp_path: Path) -> None:
+    run("meshes.py", ranks, tmp_path, *meshes.CHECKS, layout=layout)
+
+
+@pytest.mark.slow
+def test_uneven_and_empty_shards_of_tensor_parallel(tmp_path: Path) -> None:
+    checks = ("averages_are_those_of_the_whole_model_without_a_collective", "exported_as_one_model")
+    run("meshes.py", 3, tmp_path, *checks, layout="uneven tp")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
-def test_saved_on_two_ranks_it_goes_on_on_one_and_on_three(tmp_path: Path) -> None:
-    """In the middle of a window, with a replacement pending; one is a process without a process group, too."""
-    launch(2, tmp_path, "save_for_others")
-    for ranks in (1, 3):
-        launch(ranks, tmp_path, "load_from_others")
-    model, averager = sharded.load(sharded.Model(), tmp_path / "checkpoint", no_dist=True)
-    sharded.compare(sharded.ends(model, averager), tmp_path)
+@pytest.mark.parametrize(("saved", "resumed"), [(2, 1), (1, 2), (2, 3), (3, 4)])
+def test_saved_on_some_ranks_it_goes_on_on_others(saved: int, resumed: int, tmp_path: Path) -> None:
+    """With one window full and one half full, and a replacement pending; in fresh processes."""
+    run("sharded.py", saved, tmp_path, "save_for_others")
+    run("sharded.py", resumed, tmp_path, "load_from_others")
+    if resumed == 1:  # a process without a process group, too
+        model, averager = sharded.load(sharded.Model(), tmp_path / "checkpoint", no_dist=True)
+        sharded.compare(sharded.ends(model, averager), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("saved", "resumed"),
+    [
+        (("fsdp2", 2), ("tp", 3)),
+        (("tp", 2), ("fsdp2 x tp", 4)),
+        (("fsdp2 x tp", 4), ("hsdp", 4)),
+        (("hsdp", 4), ("fsdp2", 3)),
+        (("uneven tp", 3), ("uneven tp", 2)),
+    ],
+    ids=str,
+)
+def test_saved_under_one_sharding_it_goes_on_under_another(
+    saved: tuple[str, int], resumed: tuple[str, int], tmp_path: Path
+) -> None:
+    run("meshes.py", saved[1], tmp_path, "save_for_others", layout=saved[0])
+    run("meshes.py", resumed[1], tmp_path, "load_from_others", layout=resumed[0])
 
 
 @pytest.mark.slow
 def test_a_check_that_fails_fails_the_launch(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="No such file or directory"):
-        launch(2, tmp_path, "load_from_others")
+        run("sharded.py", 2, tmp_path, "load_from_others")

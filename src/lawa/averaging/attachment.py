@@ -34,14 +34,18 @@ class Attachment:
         self._found: dict[int, Any] = {}  # of each optimizer that has stepped in this update: what was not finite
         self._hooks = [optimizer.register_step_post_hook(self._stepped) for optimizer in optimizers]
         if scaler is not None:
+            self._before = vars(scaler).get("step")  # another averager's
             self._step = scaler.step
             scaler.step = self._scaled_step
 
     def remove(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
-        if self._scaler is not None and self.attached:
-            del self._scaler.step  # its class's again
+        if self._scaler is not None and vars(self._scaler).get("step") == self._scaled_step:
+            if self._before is None:
+                del self._scaler.step  # its class's again
+            else:
+                self._scaler.step = self._before
         self.attached = False
 
     def __enter__(self) -> Self:
@@ -57,7 +61,7 @@ class Attachment:
     def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         self._hook_ran = False
         result = self._step(optimizer, *args, **kwargs)
-        if not self._hook_ran and any(optimizer is one for one in self._optimizers):
+        if self.attached and not self._hook_ran and any(optimizer is one for one in self._optimizers):
             self._over(optimizer, True)
         return result
 

@@ -14,6 +14,7 @@ from it (mode "replace").
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -189,6 +190,10 @@ class WeightAverager:
         optimizers = _several(optimizer) or self.optimizers
         if not optimizers:
             raise LawaError("attach() needs the optimizer; pass it here or to WeightAverager")
+        if any(not hasattr(one, "register_step_post_hook") for one in optimizers):
+            raise LawaError(
+                "DeepSpeed's optimizer has no hooks; use lawa.integrations.deepspeed.attach(engine, averager)"
+            )
         if self._attached():
             raise LawaError("the averager is attached already; remove() the first handle before attaching again")
         self._attachment = Attachment(optimizers, scaler, self._after_steps)
@@ -297,6 +302,11 @@ class WeightAverager:
             self._write(backup)
             self._swapped = None
 
+    @property
+    def swapped(self) -> str | None:
+        """The average that the model has now, within `averaged()`."""
+        return None if self._swapped is None else self._swapped[0]
+
     def count(self, name: str | None = None) -> int:
         """Snapshots a window holds, or readings a running average has had."""
         return self._collection.count(self._resolve(name))
@@ -351,6 +361,7 @@ class WeightAverager:
 
     def make_room(self, meta: str) -> None:
         """The same for a state whose tensors are kept elsewhere, piece by piece, and whose `meta` is at hand."""
+        state.check_form(self._collection, json.loads(meta))
         state.make_room(self._collection, *state.room_of(meta))
 
     def close(self) -> None:

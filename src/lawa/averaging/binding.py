@@ -2,14 +2,15 @@
 
     ModelTensors    a model's own parameters, or their DTensor shards (parameters.py)
     ReplicaSlices   this rank's 1/W of parameters that W ranks have whole (replicas.py)
+    ZeroTensors     this rank's fragments of DeepSpeed's fp32 masters (zero.py)
 
 What is captured is what the optimizer steps: so a replacement is not undone by its next step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from lawa.averaging import optimizer_state
 from lawa.averaging.layout import Entry
 from lawa.averaging.parameters import ModelTensors
 from lawa.averaging.replicas import ReplicaSlices
+from lawa.averaging.zero import ZeroTensors, is_zero
 from lawa.errors import LawaError
 
 
@@ -66,19 +68,36 @@ def bind(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], *, buffe
         raise LawaError(f"replicas={replicas!r} must be 'whole' or 'split'")
     if buffers not in ("latest", "average"):
         raise LawaError(f"buffers={buffers!r} must be 'latest' or 'average'")
-    for optimizer in optimizers:
+    held = list(_held(model, optimizers))
+    for optimizer in held:
         optimizer_state.refuse_masters(optimizer)
-    _refuse_unsupported(model)
+    zero = next(filter(is_zero, held), None)
+    _refuse_unsupported(model, partitioned=zero is None)
+    if zero is not None:
+        if replicas == "split":
+            raise LawaError("replicas='split' has no use with DeepSpeed, whose partitions are split; choose 'whole'")
+        return ZeroTensors(model, zero, buffers=buffers)
     tensors = ModelTensors(model, optimizers, buffers=buffers)
     return ReplicaSlices(model, tensors) if replicas == "split" else tensors
 
 
-def _refuse_unsupported(model: nn.Module) -> None:
+def _held(model: Any, optimizers: Iterable[Any]) -> Iterator[Any]:
+    """The optimizers and those inside them, and a DeepSpeed engine's own: accelerate and DeepSpeed wrap them."""
+    for optimizer in (*optimizers, getattr(model, "optimizer", None)):
+        while optimizer is not None:
+            yield optimizer
+            optimizer = getattr(optimizer, "optimizer", None)
+
+
+def _refuse_unsupported(model: nn.Module, *, partitioned: bool) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise LawaError(
                 f"module {name or 'model'!r} is FSDP1, whose flat parameters are not supported; use FSDP2 (fully_shard)"
             )
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id"):
-            raise LawaError(f"parameter {name!r} is a DeepSpeed ZeRO-3 partition, which this version does not support")
+        if partitioned and (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
+            raise LawaError(
+                f"parameter {name!r} is DeepSpeed's, whose optimizer has its master; pass the engine that "
+                "deepspeed.initialize returned in the model's place, or its optimizer as the second argument"
+            )

@@ -16,8 +16,11 @@ def finite_everywhere(parts: Sequence[Part]) -> bool:
     flags = [all_finite(flat) for _, flat in parts]
     finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all()
     if distributed.is_available() and distributed.is_initialized():
-        # On the model's device, which is the one its process group can reduce on.
-        finite = finite.to(parts[0][0].device, torch.int32)
+        # On the model's device, which its process group can reduce on; NCCL's cannot where masters are offloaded.
+        device = parts[0][0].device
+        if device.type == "cpu" and distributed.get_backend() == "nccl":
+            device = torch.device("cuda", torch.cuda.current_device())
+        finite = finite.to(device, torch.int32)
         distributed.all_reduce(finite, op=distributed.ReduceOp.MIN)
     return bool(finite)
 

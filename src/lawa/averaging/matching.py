@@ -7,10 +7,12 @@ by position, or skipping what does not fit, freezes or loses an average silently
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lawa.errors import LawaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ANYWHERE = ("_orig_mod", "_checkpoint_wrapped_module")  # torch.compile and activation checkpointing, at any depth
 _LEADING = "module."  # DistributedDataParallel and friends, around everything

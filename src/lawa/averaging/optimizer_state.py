@@ -7,7 +7,9 @@ average  m and v are captured with the weights and averaged with the same coeffi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +17,16 @@ from torch import Tensor, nn
 from lawa.averaging.layout import Entry, local
 from lawa.errors import LawaError
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_KNOWN = {*_MOMENTS, "max_exp_avg_sq", "exp_inf", "momentum_buffer", "step"}
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_KNOWN = {*MOMENTS, "max_exp_avg_sq", "exp_inf", "momentum_buffer", "step"}
 
 
-# Where optimizers keep fp32 masters that they write back over the parameters: DeepSpeed ZeRO 1/2, its bf16 and
-# fp16 optimizers, Megatron's and apex's.
-_MASTERS = (
-    "single_partition_of_fp32_groups",
-    "fp32_groups_flat_partition",
-    "fp32_groups_flat",
-    "shard_fp32_from_float16_groups",
-    "fp32_from_float16_groups",
-    "fp32_from_fp16_groups",
-)
+# Where optimizers keep fp32 masters that they write back over the parameters: Megatron's and apex's. Those of DeepSpeed
+# are averaged themselves (zero.py).
+_MASTERS = ("shard_fp32_from_float16_groups", "fp32_from_float16_groups", "fp32_from_fp16_groups")
 
 
-def refuse_masters(optimizer: torch.optim.Optimizer) -> None:
+def refuse_masters(optimizer: Any) -> None:
     """Raise for an optimizer with masters of its own: captures would miss them, its next step undo a replacement."""
     for attribute in _MASTERS:
         if hasattr(optimizer, attribute):
@@ -50,15 +45,13 @@ def parameters_of(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[Tenso
 
 def moment_entries(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]) -> list[Entry]:
     """Entries `exp_avg.NAME` and `exp_avg_sq.NAME` of every parameter that the optimizers train."""
-    for optimizer in optimizers:
-        if "betas" not in optimizer.defaults:
-            raise _not_adam(optimizer)
+    require_adam(optimizers)
     trains = {id(parameter): optimizer for optimizer in optimizers for parameter in parameters_of([optimizer])}
     entries = []
-    for moment in _MOMENTS:
+    for moment in MOMENTS:
         for name, parameter in parameters.items():
             if id(parameter) in trains:
-                current = _getter(trains[id(parameter)], parameter, moment)
+                current = partial(moment_of, trains[id(parameter)], parameter, moment)
                 made = current()
                 dtype = parameter.dtype if made is None else made.dtype
                 entries.append(Entry(f"{moment}.{name}", parameter, current, dtype, True))
@@ -66,7 +59,7 @@ def moment_entries(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[
 
 
 @torch.no_grad()
-def reset(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def reset(parameters: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Zero the state of every parameter in place, which is the state of an optimizer that has not stepped.
 
     An optimizer with a state of another kind is refused before anything is changed.
@@ -92,18 +85,23 @@ def reset(parameters: Mapping[str, nn.Parameter], optimizers: Sequence[torch.opt
                 state[key] = 0
 
 
-def _getter(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moment: str) -> Callable[[], Tensor | None]:
-    def current() -> Tensor | None:
-        state = optimizer.state.get(parameter, {})
-        if state and moment not in state:
+def require_adam(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Raise LawaError for an optimizer that keeps no such moments."""
+    for optimizer in optimizers:
+        if "betas" not in optimizer.defaults:
             raise _not_adam(optimizer)
-        return state.get(moment)  # None until the parameter's first step
 
-    return current
+
+def moment_of(optimizer: torch.optim.Optimizer, parameter: Tensor, moment: str) -> Tensor | None:
+    """None until the parameter's first step."""
+    state = optimizer.state.get(parameter, {})
+    if state and moment not in state:
+        raise _not_adam(optimizer)
+    return state.get(moment)
 
 
 def _not_adam(optimizer: torch.optim.Optimizer) -> LawaError:
     return LawaError(
-        f"moments='average' needs Adam's {' and '.join(_MOMENTS)}, which {type(optimizer).__name__} does not keep; "
+        f"moments='average' needs Adam's {' and '.join(MOMENTS)}, which {type(optimizer).__name__} does not keep; "
         "choose 'keep'"
     )

@@ -160,6 +160,16 @@ def make_room(collection: Collection, steps: Iterable[int], running: Iterable[st
             average.allocate()
 
 
+def check_form(collection: Collection, meta: Mapping[str, Any]) -> None:
+    """Raise where the saved tensors are cut otherwise than this averager's, as on another number of ranks."""
+    form, own_form = meta.get("form", "whole"), collection.layout.form
+    if form != own_form:
+        raise LawaError(
+            f"the saved state's tensors are {form}, this averager's {own_form}; make it as it was when it was saved "
+            "(replicas=, DeepSpeed's stage and number of ranks)"
+        )
+
+
 def _checked_meta(collection: Collection, state: Mapping[str, Any], *, replaces: bool) -> dict[str, Any]:
     if not isinstance(state.get("meta"), str):
         raise LawaError(f"this is no averager's state: it has {sorted(map(str, state))[:5]}, and no 'meta'")
@@ -170,12 +180,7 @@ def _checked_meta(collection: Collection, state: Mapping[str, Any], *, replaces:
                 f"the saved state has the averages {sorted(meta['windows'] | meta['running'])}, this averager "
                 f"{sorted(collection.averages)}; make it with the same averages"
             )
-    form, own_form = meta.get("form", "whole"), collection.layout.form
-    if form != own_form:
-        raise LawaError(
-            f"the saved state's tensors are {form}, this averager's {own_form}; make it as it was when it was saved "
-            "(replicas=, DeepSpeed's stage and number of ranks)"
-        )
+    check_form(collection, meta)
     for name, average in collection.averages.items():
         if meta["rules"][name] != rule(average):
             warnings.warn(

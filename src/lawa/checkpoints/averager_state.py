@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch import distributed
 
 from lawa.averaging.averager import WeightAverager
 from lawa.checkpoints import dcp_metadata
 from lawa.checkpoints.publish import begin, complete, is_published, link, listed, remove, verify
+from lawa.checkpoints.together import from_first
 from lawa.errors import LawaError
 
 META = "averager.json"
@@ -39,9 +38,9 @@ class AveragerState:
         directory = Path(directory)
         held = {step for name in self.averager.averages for step in self.averager.steps(name)}
         last = self._last
-        linked = _from_first(lambda: held & self._there if last is not None and is_published(last) else set())
+        linked = from_first(lambda: held & self._there if last is not None and is_published(last) else set())
         state = self.averager.state_dict(without=linked)
-        partial = _from_first(lambda: _begin(directory))
+        partial = from_first(lambda: _begin(directory))
         for step, tensors in state["snapshots"].items():
             _save({"snapshot": tensors}, partial / SNAPSHOTS / step)
         for name, tensors in state["running"].items():
@@ -60,13 +59,13 @@ class AveragerState:
                 remove(directory)
             complete(partial, directory, known)
 
-        _from_first(finish)
+        from_first(finish)
         self._last, self._there = directory, frozenset(held)
 
     def load(self, directory: str | os.PathLike[str]) -> None:
         """Take over the state in `directory`. Raises LawaError for a damaged one, before anything is changed."""
         directory = Path(directory)
-        _from_first(lambda: verify(directory))
+        from_first(lambda: verify(directory))
         meta = (directory / META).read_text(encoding="utf-8")
         self.averager.make_room(meta)
         state = self.averager.state_dict()
@@ -95,19 +94,3 @@ def _load(state: dict[str, Any], place: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         dcp.load(state, checkpoint_id=place)
-
-
-def _from_first(work: Callable[[], Any]) -> Any:
-    """What `work` gives on rank 0, on every rank; what it raises there is raised on all."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return work()
-    told: list[Any] = [None, None]
-    if distributed.get_rank() == 0:
-        try:
-            told = [work(), None]
-        except Exception as failed:
-            told = [None, failed]
-    distributed.broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]

@@ -51,13 +51,25 @@ def begin(path: str | os.PathLike[str]) -> Path:
 
 
 def complete(
-    partial: Path, path: str | os.PathLike[str], known: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    partial: Path,
+    path: str | os.PathLike[str],
+    known: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    *,
+    sync: bool = True,
+    digests: bool = True,
+    aside: Path | None = None,
 ) -> None:
-    """Make the written directory `partial` the published one at `path`; `known` as in write_manifest."""
+    """Make the written directory `partial` the published one at `path`; the settings as in write_manifest.
+
+    aside  where a directory that is at `path` goes once `partial` is whole; without it, `path` must be free
+    """
     path = Path(path)
-    write_manifest(partial, known)
+    write_manifest(partial, known, sync=sync, digests=digests)
+    if aside is not None and path.exists():
+        path.rename(aside)
     partial.rename(path)
-    _to_disk(path.parent)
+    if sync:
+        _to_disk(path.parent)
 
 
 def hidden(path: Path) -> Path:
@@ -79,21 +91,33 @@ def link(source: Path, target: Path) -> None:
         _to_disk(target)
 
 
-def write_manifest(directory: Path, known: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> None:
+def write_manifest(
+    directory: Path,
+    known: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    *,
+    sync: bool = True,
+    digests: bool = True,
+) -> None:
     """Bring every file of `directory` to disk and list it in its manifest.
 
     A folder inside that has a manifest of its own is left out, so that it can be removed by itself.
 
-    known  entries of files that another manifest lists and that are on disk already: they are not read again
+    known    entries of files that another manifest lists and that are on disk already: they are not read again
+    sync     leave it to the system when the files come to disk, where False
+    digests  list sizes alone, where False: to read large files once more may take as long as it took to write them
     """
     files = {}
     for file in sorted(_files(directory)):
         name = file.relative_to(directory).as_posix()
-        files[name] = known.get(name) or {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        if name not in known:
+        files[name] = known.get(name) or {"bytes": file.stat().st_size}
+        if digests and name not in known:
+            files[name]["sha256"] = sha256(file)
+        if sync and name not in known:
             _to_disk(file)
     manifest = directory / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    if not sync:
+        return
     _to_disk(manifest)
     above = {folder for file in _files(directory) for folder in file.parents if folder.is_relative_to(directory)}
     for folder in above | {directory}:
@@ -101,16 +125,20 @@ def write_manifest(directory: Path, known: Mapping[str, dict[str, Any]] = Mappin
 
 
 def listed(path: Path) -> dict[str, dict[str, Any]]:
-    """{file: {"bytes", "sha256"}} of a published directory."""
+    """{file: {"bytes", "sha256"}} of a published directory; without digests where it was published so."""
     manifest = path / MANIFEST
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        found = {str(name): {"bytes": int(one["bytes"]), "sha256": str(one["sha256"])} for name, one in files.items()}
+        found = {str(name): {"bytes": int(one["bytes"]), **_digest(one)} for name, one in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as bad:
         raise LawaError(f"{manifest} is no manifest ({bad!r}); it is damaged") from None
     for name in found:
         refuse_outside(name, manifest)
     return found
+
+
+def _digest(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {"sha256": str(entry["sha256"])} if "sha256" in entry else {}
 
 
 def refuse_outside(name: str, index: Path) -> None:
@@ -137,7 +165,7 @@ def verify(path: str | os.PathLike[str], *, digests: bool = True) -> None:
             raise LawaError(
                 f"{file} has {file.stat().st_size} bytes where {expected['bytes']} were written; it is damaged"
             )
-        if digests and sha256(file) != expected["sha256"]:
+        if digests and "sha256" in expected and sha256(file) != expected["sha256"]:
             raise LawaError(f"{file} differs from what was written (SHA-256); it is damaged")
 
 
