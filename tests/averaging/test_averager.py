@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -494,3 +496,49 @@ def test_a_capture_of_a_skipped_update_is_marked_and_the_mark_survives_a_resume(
     assert (averager.steps(), averager.skipped()) == ([3, 4, 5], [4])
     fresh.load_state_dict(averager.state_dict())
     assert fresh.skipped() == [4]
+
+
+def test_a_restart_begins_anew_at_any_update() -> None:
+    model = toys.linear((1.0,))
+    averager = WeightAverager(
+        model, mode="replace", averages={"w": Window(2, every=1), "e": EMA(0.5)}, replace_with="w"
+    )
+    averager.update()
+    toys.fill(model, float("nan"))
+    averager.capture()
+    averager.restart(7)
+    assert (averager.step, averager.count("w"), averager.count("e"), averager.replacement_pending) == (7, 0, 0, False)
+    toys.fill(model, 3.0)
+    averager.update(step=8)
+    with averager.averaged("e"):
+        assert model.weight.item() == 3.0
+
+
+def test_it_cannot_be_copied_or_pickled() -> None:
+    """A copy's functions would write into the original's model."""
+    averager = toys.evaluate(toys.linear(), every=1)
+    for way in (copy.deepcopy, copy.copy, pickle.dumps):
+        with pytest.raises(LawaError, match="is bound to its model and cannot be copied or pickled"):
+            way(averager)
+
+
+@pytest.mark.parametrize("add", ["parameter", "module"])
+def test_what_is_added_later_is_said(add: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    averager = toys.evaluate(model, every=1)
+    averager.update()
+    if add == "module":
+        model.append(nn.Linear(2, 2))
+    else:
+        model[0].extra = nn.Parameter(torch.zeros(1))
+    with pytest.raises(LawaError, match="has other parameters or modules than when the averager was made"):
+        averager.update()
+
+
+def test_wrong_arguments_get_a_sentence() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(LawaError, match=r"the model is a SGD; the first argument is a torch\.nn\.Module"):
+        WeightAverager(optimizer, model, mode="evaluate")  # type: ignore[arg-type]
+    with pytest.raises(LawaError, match="the optimizer is a Parameter; it must be a torch optimizer, or a list of"):
+        WeightAverager(model, model.parameters(), mode="evaluate")  # type: ignore[arg-type]

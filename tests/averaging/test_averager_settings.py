@@ -122,10 +122,14 @@ def test_a_trainer_that_jumps_captures_only_where_it_lands(jumps: list[int], eve
     model = toys.linear((0.0,))
     averager = evaluate(model, every=every, window=size)
     t, landed = 0, []
-    for jump in jumps:
-        t += jump
-        landed.append(t)
-        averager.update(step=t)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for jump in jumps:
+            t += jump
+            landed.append(t)
+            averager.update(step=t)
+    missed = [step for before, step in pairwise(landed) if step > (before // every + 1) * every]
+    assert len(said) == (1 if missed else 0), "once"
     assert averager.steps() == [step for step in landed if step % every == 0][-size:]
     assert all(earlier < later for earlier, later in pairwise(averager.steps()))
 
@@ -159,3 +163,17 @@ def test_averaged_buffers_keep_a_host_copy_from_overlapping() -> None:
     for buffers, overlaps in (("latest", True), ("average", False)):
         averager = WeightAverager(model, optimizer, mode="evaluate", placement="host", buffers=buffers)
         assert averager._store.overlap is overlaps  # type: ignore[attr-defined]
+
+
+def test_masters_inside_others_are_refused_too() -> None:
+    """Megatron chains its optimizers, apex hides its masters in a stash."""
+    model = nn.Linear(2, 2)
+    inner = torch.optim.SGD(model.parameters(), 0.1)
+    inner.shard_fp32_from_float16_groups = []  # type: ignore[attr-defined]
+    chained = torch.optim.SGD(model.parameters(), 0.1)
+    chained.chained_optimizers = [inner]  # type: ignore[attr-defined]
+    stashed = torch.optim.SGD(model.parameters(), 0.1)
+    stashed._amp_stash = type("Stash", (), {"fp32_from_fp16_groups": []})()  # type: ignore[attr-defined]
+    for optimizer in (chained, stashed):
+        with pytest.raises(LawaError, match="keeps fp32 masters of its own"):
+            WeightAverager(model, optimizer, mode="evaluate", every=1)

@@ -174,3 +174,26 @@ def test_a_budget_that_holds_everything_needs_no_folder() -> None:
         toys.Tied(), mode="evaluate", every=1, window=3, placement="host", host_bytes=3 * SNAPSHOT
     )
     assert averager.cost().host == 3 * SNAPSHOT
+
+
+def test_a_folder_that_is_a_file_is_said_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(LawaError, match="is no folder that one may write in"):
+            WeightAverager(toys.Tied(), mode="evaluate", every=1, placement="disk", folder=folder)
+
+
+def test_an_estimate_is_given_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placements.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0}))
+    settings: dict[str, Any] = {"mode": "evaluate", "every": 1, "window": 3}
+    assert lawa.estimate(toys.Tied(), placement="disk", folder=tmp_path, **settings).spilled == 3 * SNAPSHOT
+    assert lawa.estimate(toys.Tied(), placement="host", host_bytes=1, **settings).host == 3 * SNAPSHOT
+
+
+def test_a_model_on_meta_counts_as_one_on_a_gpu(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = torch.nn.Linear(100, 100)
+    cost = lawa.estimate(model, mode="evaluate", every=1, window=3, placement="host")
+    assert cost.host == 3 * 65536, "40,448 bytes, pinned: a power of two"
+    cost = lawa.estimate(model, mode="evaluate", every=1, window=3, placement="disk", folder=tmp_path)
+    assert cost.host == 65536, "through which each goes to the disk"

@@ -585,3 +585,27 @@ def test_room_for_an_empty_state_lets_go_of_everything() -> None:
     used.averager.make_room(fresh.averager.state_dict()["meta"])
     state = used.averager.state_dict()
     assert state["snapshots"] == state["running"] == {}
+
+
+@pytest.mark.parametrize("meta", ["", "{", "[]", "{}", '{"windows": 3}'])
+def test_a_damaged_meta_is_one_sentence(meta: str) -> None:
+    averager = toys.evaluate(toys.linear(), every=1)
+    with pytest.raises(LawaError, match=r"saved state cannot be read .* it is damaged"):
+        averager.load_state_dict({"meta": meta, "snapshots": {}, "running": {}})
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    averager = toys.evaluate(toys.linear(), every=1)
+    with pytest.raises(LawaError, match="nowhere is no DCP checkpoint"):
+        averager.prepare_to_load(tmp_path / "nowhere")
+
+
+def test_other_running_averages_in_a_checkpoint_are_refused_before_anything_is_let_go(tmp_path: Path) -> None:
+    saved = WeightAverager(toys.linear(), mode="evaluate", averages={"e": EMA(0.5)})
+    saved.update()
+    dcp.save({"averager": saved}, checkpoint_id=tmp_path / "saved")
+    other = toys.evaluate(toys.linear(), every=1, window=2)
+    other.update()
+    with pytest.raises(LawaError, match="make it with the same averages"):
+        other.prepare_to_load(tmp_path / "saved")
+    assert other.steps() == [1]

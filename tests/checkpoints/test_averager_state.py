@@ -124,3 +124,78 @@ def test_a_damaged_state_changes_nothing(tmp_path: Path) -> None:
         state.load(tmp_path / "lawa")
     with pytest.raises(LawaError, match="in the way"):
         state.save(tmp_path / "lawa")
+
+
+def test_after_a_rollback_the_snapshots_of_the_same_updates_are_written_anew(tmp_path: Path) -> None:
+    model, state = make()
+    train(model, state, 1, 4)
+    before = state.averager.state_dict()
+    kept = {"meta": before["meta"], "snapshots": {}, "running": {}}
+    for kind in ("snapshots", "running"):
+        kept[kind] = {key: {n: x.clone() for n, x in one.items()} for key, one in before[kind].items()}
+    train(model, state, 5, 6)
+    state.save(tmp_path / "1")
+    state.averager.load_state_dict(kept)
+    toys.fill(model, 0.5)
+    train(model, state, 5, 6)
+    state.save(tmp_path / "2")
+    _, fresh = make()
+    fresh.load(tmp_path / "2")
+    assert same(state, fresh)
+    loaded = AveragerState(state.averager)
+    loaded.load(tmp_path / "2")
+    toys.fill(model, 0.25)
+    train(model, state, 7, 8)
+    loaded.save(tmp_path / "3")
+    fresh.load(tmp_path / "3")
+    assert same(state, fresh)
+
+
+def test_an_older_state_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, state = make()
+    train(model, state, 1, 2)
+    state.save(tmp_path / "lawa")
+    kept = values(state)
+    train(model, state, 3, 4)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lawa.checkpoints.publish.write_manifest", full)
+        with pytest.raises(OSError, match="No space left"):
+            state.save(tmp_path / "lawa")
+    _, fresh = make()
+    fresh.load(tmp_path / "lawa")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in values(fresh).items())
+    state.save(tmp_path / "lawa")
+    fresh.load(tmp_path / "lawa")
+    assert fresh.averager.step == 4
+
+
+def test_a_state_of_other_averages_is_refused_before_anything_is_let_go(tmp_path: Path) -> None:
+    model, state = make()
+    train(model, state, 1, 4)
+    state.save(tmp_path / "lawa")
+    other = AveragerState(WeightAverager(model, mode="evaluate", averages={"other": EMA(0.5)}))
+    other.averager.update()
+    before = values(other)
+    with pytest.raises(LawaError, match="make it with the same averages"):
+        other.load(tmp_path / "lawa")
+    assert before
+    assert all(torch.equal(before[name], tensor) for name, tensor in values(other).items())
+    assert other.averager.count("other") == 1
+
+
+def test_a_smaller_window_takes_room_for_what_it_holds(tmp_path: Path) -> None:
+    model, state = make()
+    train(model, state, 1, 6)
+    state.save(tmp_path / "lawa")
+    averages = {"w": Window(1, every=2), "e": EMA(0.5), "m": RunningMean(start=100)}
+    small = AveragerState(WeightAverager(model, mode="evaluate", averages=averages))
+    made: list[int] = []
+    empty = small.averager._store.empty
+    small.averager._store.empty = lambda step: made.append(step) or empty(step)  # type: ignore[method-assign]
+    small.load(tmp_path / "lawa")
+    assert made == [6]
+    assert small.averager.steps("w") == [6]

@@ -14,7 +14,6 @@ from it (mode "replace").
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -37,6 +36,7 @@ from lawa.averaging.finite import finite_everywhere, first_non_finite
 from lawa.averaging.layout import Layout, Part, read, toward, write
 from lawa.averaging.placement import Placement, make_store
 from lawa.averaging.replacement import Replacement, make_replacement
+from lawa.averaging.window import Held
 from lawa.cadence import whole
 from lawa.errors import LawaError, NonFiniteAverage
 
@@ -88,6 +88,8 @@ class WeightAverager:
     Raises LawaError for settings that contradict each other, and warns about one that has no effect.
     """
 
+    _real = True  # and not made to be estimated: there must be room
+
     def __init__(
         self,
         model: nn.Module,
@@ -127,6 +129,8 @@ class WeightAverager:
             "replace_with": replace_with, "after_replace": after_replace, "replace_every": replace_every,
             "replace_until": replace_until, "strength": strength, "moments": moments,
         }  # fmt: skip
+        if not isinstance(model, nn.Module):
+            raise LawaError(f"the model is a {type(model).__name__}; the first argument is a torch.nn.Module")
         self.model = model
         self.optimizers = _several(optimizer)
         self.mode = mode
@@ -153,12 +157,13 @@ class WeightAverager:
         windows = [average for average in self.averages.values() if isinstance(average, Window)]
         self._store = make_store(
             placement, layout, snapshots=snapshots_needed(windows), overlap=overlap,
-            folder=folder, host_bytes=host_bytes,
+            folder=folder, host_bytes=host_bytes, checked=self._real,
         )  # fmt: skip
         self._collection = Collection(self.averages, layout, self._store)
         self._position = state.Position()
         self._swapped: tuple[str, list[Part]] | None = None  # the average that the model has now
         self._attachment: Attachment | None = None
+        self._said = False  # that captures are missed
         self._protections: list[RemovableHandle] = []
         if placement in ("host", "disk") and overlap:
             self._protections = [
@@ -220,6 +225,7 @@ class WeightAverager:
                 "call replace_if_due() before the next update"
             )
         due = self._collection.due(t)
+        self._say_what_is_missed(t)
         if due:
             self._tensors.reshard()
             self._tensors.check_bound()
@@ -254,6 +260,8 @@ class WeightAverager:
         if not finite:
             held = f"{rule.name!r} of {self.count(rule.name)} snapshots"
             message = f"update {t}: the average {held} is not finite (first in {first_non_finite(parts)!r})"
+            if not isinstance(self.averages[rule.name], Window):
+                message += "; it stays so until restart()"
             if self.strict:
                 raise NonFiniteAverage(f"{message}; the weights were left as they are")
             log.warning("%s; replacement skipped", message)
@@ -324,6 +332,10 @@ class WeightAverager:
         """Those of `steps` that were captured as skipped: the loss scaler left the weights as they were."""
         return self._collection.skipped(self._resolve(name))
 
+    def snapshots(self) -> list[Held]:
+        """Every snapshot that some window holds, oldest first; each is one object for as long as it is held."""
+        return self._collection.windows.snapshots()
+
     def is_finite(self, name: str | None = None) -> bool:
         """Whether the average is finite on every rank (one scalar all-reduce); check it before publishing one.
 
@@ -341,7 +353,9 @@ class WeightAverager:
     # ---- state (torch DCP's Stateful)
 
     def state_dict(self, *, without: Container[int] = ()) -> dict[str, Any]:
-        """Everything a fresh process needs to go on in the middle of a window. Tensors are views, not copies.
+        """Everything a fresh process needs to go on in the middle of a window.
+
+        Tensors are views, not copies: save them (or copy them) before the next update.
 
         without  updates whose snapshots are left out, because they are kept elsewhere: they never change
         """
@@ -361,8 +375,16 @@ class WeightAverager:
 
     def make_room(self, meta: str) -> None:
         """The same for a state whose tensors are kept elsewhere, piece by piece, and whose `meta` is at hand."""
-        state.check_form(self._collection, json.loads(meta))
-        state.make_room(self._collection, *state.room_of(meta))
+        replaces = self.replacement is not None
+        state.make_room(self._collection, *state.room_of(self._collection, meta, replaces=replaces))
+
+    def restart(self, step: int = 0) -> None:
+        """Every average starts anew, and nothing is pending: after a rollback to update `step`, or a loss spike."""
+        if self._swapped is not None:
+            raise LawaError(f"a restart inside averaged({self._swapped[0]!r}); leave it first")
+        for name in self.averages:
+            self._collection.clear(name)
+        self._position = state.Position(step=whole(step, "step", at_least=0))
 
     def close(self) -> None:
         """Take the averager's hooks off the optimizer, so that it and its snapshots can be freed."""
@@ -370,6 +392,12 @@ class WeightAverager:
             self._attachment.remove()
         while self._protections:
             self._protections.pop().remove()
+
+    def __reduce__(self) -> Any:
+        raise LawaError(
+            "a WeightAverager is bound to its model and cannot be copied or pickled; save its state_dict(), and make "
+            "another averager for another model"
+        )
 
     # ---- inside
 
@@ -383,6 +411,20 @@ class WeightAverager:
     def _update(self, step: int | None, *, skipped: bool = False) -> bool:
         self.capture(step, skipped=skipped)
         return self.replace_if_due()
+
+    def _say_what_is_missed(self, t: int) -> None:
+        """Once: the numbers told step over an update at which a capture was due."""
+        if t == self.step + 1 or self.step == 0 or self._said:
+            return
+        for name, average in self.averages.items():
+            missed = average.cadence.after(self.step)
+            if missed is not None and missed < t:
+                warnings.warn(
+                    f"average {name!r} was due at update {missed}, and update {t} follows {self.step}: what is told in "
+                    f"such steps is captured only where it meets a multiple of every={average.every}",
+                    stacklevel=4,
+                )
+                self._said = True
 
     def _resolve(self, name: str | None) -> str:
         if name is None and len(self.averages) == 1:
@@ -420,7 +462,15 @@ class WeightAverager:
 def _several(optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None) -> list[torch.optim.Optimizer]:
     if optimizer is None:
         return []
-    return list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
+    several = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
+    for one in several:
+        if not hasattr(one, "param_groups"):
+            raise LawaError(f"the optimizer is a {type(one).__name__}; it must be a torch optimizer, or a list of them")
+    return several
+
+
+class _Estimated(WeightAverager):
+    _real = False
 
 
 def estimate(
@@ -428,7 +478,10 @@ def estimate(
     optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
     **settings: Any,
 ) -> Cost:
-    """Bytes a rank that WeightAverager(model, optimizer, **settings) will need. A model on "meta" serves."""
-    averager = WeightAverager(model, optimizer, **settings)
+    """Bytes a rank that WeightAverager(model, optimizer, **settings) will need, whether there is room for them or not.
+
+    A model on "meta" serves; it counts as one on a GPU, whose host memory is pinned.
+    """
+    averager = _Estimated(model, optimizer, **settings)
     averager.close()
     return averager.cost()

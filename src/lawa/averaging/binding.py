@@ -68,6 +68,8 @@ def bind(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], *, buffe
         raise LawaError(f"replicas={replicas!r} must be 'whole' or 'split'")
     if buffers not in ("latest", "average"):
         raise LawaError(f"buffers={buffers!r} must be 'latest' or 'average'")
+    if replicas == "split" and buffers == "average":
+        raise LawaError("replicas='split' cannot average buffers, which differ between ranks; choose one of the two")
     held = list(_held(model, optimizers))
     for optimizer in held:
         optimizer_state.refuse_masters(optimizer)
@@ -86,6 +88,7 @@ def _held(model: Any, optimizers: Iterable[Any]) -> Iterator[Any]:
     for optimizer in (*optimizers, getattr(model, "optimizer", None)):
         while optimizer is not None:
             yield optimizer
+            yield from getattr(optimizer, "chained_optimizers", ())  # Megatron's
             optimizer = getattr(optimizer, "optimizer", None)
 
 

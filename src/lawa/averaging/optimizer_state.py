@@ -29,7 +29,7 @@ _MASTERS = ("shard_fp32_from_float16_groups", "fp32_from_float16_groups", "fp32_
 def refuse_masters(optimizer: Any) -> None:
     """Raise for an optimizer with masters of its own: captures would miss them, its next step undo a replacement."""
     for attribute in _MASTERS:
-        if hasattr(optimizer, attribute):
+        if hasattr(optimizer, attribute) or hasattr(getattr(optimizer, "_amp_stash", None), attribute):
             raise LawaError(
                 f"{type(optimizer).__name__} keeps fp32 masters of its own ({attribute}), which this version does not "
                 "average; use an optimizer that trains the parameters themselves (FSDP2 keeps them in fp32)"

@@ -43,6 +43,7 @@ class ModelTensors:
         sharded = getattr(fsdp, "FSDPModule", ())
         self._sharded: list[Any] = [module for module in model.modules() if isinstance(module, sharded)]
         self.reshard()
+        self._sizes = [(name, module, _size(module)) for name, module in model.named_modules()]
         places = _places(model)
         for given, own in canonical_names(places, where=type(model).__name__).items():
             self._places[own] = places[given]
@@ -112,6 +113,12 @@ class ModelTensors:
                     f"parameter {name!r} was exchanged for another one after the averager was made "
                     "(load_state_dict(assign=True), resized embeddings); make a new averager"
                 )
+        for name, module, size in self._sizes:
+            if _size(module) != size:
+                raise LawaError(
+                    f"module {name or type(module).__name__!r} has other parameters or modules than when the averager "
+                    "was made (a head or an adapter was added); make a new averager"
+                )
 
     def check_trained(self) -> None:
         """Raise when a parameter was frozen or unfrozen since the averager was made."""
@@ -131,6 +138,10 @@ def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:
         for attribute, parameter in module._parameters.items()
         if parameter is not None
     }
+
+
+def _size(module: nn.Module) -> int:
+    return len(module._parameters) + len(module._modules)
 
 
 def _entry(name: str, parameter: Tensor) -> Entry:

@@ -119,7 +119,7 @@ class SpillStore:
 
 def _behind_training(layout: Layout) -> bool:
     """Whether copies go by way of pinned memory."""
-    return any(group.device.type == "cuda" for group in layout)
+    return any(group.device.type in ("cuda", "meta") for group in layout)
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:

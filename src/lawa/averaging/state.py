@@ -126,23 +126,35 @@ def prepare_to_load(collection: Collection, checkpoint: Any, key: str) -> None:
     from torch.distributed.checkpoint import FileSystemReader
 
     reader = checkpoint if hasattr(checkpoint, "read_metadata") else FileSystemReader(checkpoint)
-    names = reader.read_metadata().state_dict_metadata
+    try:
+        names = reader.read_metadata().state_dict_metadata
+    except OSError as missing:
+        raise LawaError(f"{checkpoint} is no DCP checkpoint ({missing.strerror}: {missing.filename})") from None
     if f"{key}.meta" not in names:
         others = sorted({name.split(".")[0] for name in names})
         raise LawaError(f"{checkpoint} holds no averager under {key!r}; it has {others}")
     prefix = f"{key}.snapshots."
     steps = {int(name[len(prefix) :].split(".")[0]) for name in names if name.startswith(prefix)}
-    running = [
-        name for name in collection.running if any(saved.startswith(f"{key}.running.{name}.") for saved in names)
-    ]
+    prefix = f"{key}.running."
+    saved = {name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}
+    if not saved <= set(collection.running):
+        raise LawaError(
+            f"{checkpoint} has the running averages {sorted(saved)} under {key!r}, this averager "
+            f"{sorted(collection.running)}; make it with the same averages"
+        )
+    running = [name for name in collection.running if name in saved]
     make_room(collection, steps, running)
 
 
-def room_of(meta: str) -> tuple[set[int], list[str]]:
-    """What `make_room` needs to be told for a state with this `meta`: snapshots' updates, running averages' names."""
-    told = json.loads(meta)
+def room_of(collection: Collection, meta: str, *, replaces: bool) -> tuple[set[int], list[str]]:
+    """What `make_room` needs to be told for a state with this `meta`: snapshots' updates, running averages' names.
+
+    Raises LawaError where the state is not this averager's. A smaller window has room for its latest ones alone.
+    """
+    told = _checked_meta(collection, {"meta": meta}, replaces=replaces)
+    rings = collection.windows.rings.items()
     return (
-        {step for steps in told["windows"].values() for step in steps},
+        {step for name, ring in rings for step in told["windows"][name][-ring.window.size :]},
         [name for name, count in told["running"].items() if count],
     )
 
@@ -173,7 +185,12 @@ def check_form(collection: Collection, meta: Mapping[str, Any]) -> None:
 def _checked_meta(collection: Collection, state: Mapping[str, Any], *, replaces: bool) -> dict[str, Any]:
     if not isinstance(state.get("meta"), str):
         raise LawaError(f"this is no averager's state: it has {sorted(map(str, state))[:5]}, and no 'meta'")
-    meta = json.loads(state["meta"])
+    try:
+        meta = json.loads(state["meta"])
+        for key in ("windows", "running", "rules", "skipped", "step", "pending", "last_replacement"):
+            meta[key]
+    except (ValueError, KeyError, TypeError) as bad:
+        raise LawaError(f"the averager's saved state cannot be read ({bad!r}); it is damaged") from None
     for kind, own in (("windows", collection.windows.rings), ("running", collection.running)):
         if set(meta[kind]) != set(own):
             raise LawaError(
@@ -217,6 +234,8 @@ def _take_over(collection: Collection, saved: Mapping[int, Mapping[str, Tensor]]
         if step not in taken:
             taken[step] = spare.pop() if spare else collection.store.empty(step)
             _copy(_named(collection, taken[step]), tensors)
+    for snapshot in spare:
+        collection.store.free(snapshot)
     return taken
 
 

@@ -177,4 +177,6 @@ class HostStore:
 
 def host_nbytes(group: Group) -> int:
     """Of one snapshot of `group` on the host: torch rounds pinned memory up to a power of two."""
-    return 1 << (group.nbytes - 1).bit_length() if group.device.type == "cuda" and group.nbytes else group.nbytes
+    return (
+        1 << (group.nbytes - 1).bit_length() if group.device.type in ("cuda", "meta") and group.nbytes else group.nbytes
+    )

@@ -9,6 +9,7 @@ written once, and hard-linked into the states that come after, so that removing 
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 
 from lawa.averaging.averager import WeightAverager
+from lawa.averaging.window import Held
 from lawa.checkpoints import dcp_metadata
-from lawa.checkpoints.publish import begin, complete, is_published, link, listed, remove, verify
-from lawa.checkpoints.together import from_first
+from lawa.checkpoints.publish import begin, complete, hidden, is_published, link, listed, to_disk, verify
+from lawa.checkpoints.together import from_first, on_all, rank, ranks
 from lawa.errors import LawaError
 
 META = "averager.json"
@@ -26,46 +28,53 @@ SNAPSHOTS = "snapshots"
 
 
 class AveragerState:
-    """Saves and loads the state of one averager. With torch.distributed, every rank calls (a shared file system)."""
+    """Saves and loads the state of one averager. With torch.distributed, every rank calls (a shared file system).
+
+    Make one before the loop: it knows which of its snapshots lie where.
+    """
 
     def __init__(self, averager: WeightAverager) -> None:
         self.averager = averager
         self._last: Path | None = None  # the state that was saved or loaded last
-        self._there: frozenset[int] = frozenset()  # the updates whose snapshots it has
+        self._there: dict[int, Held] = {}  # the snapshots that it has: these, and not others of the same updates
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Publish the state as `directory`, in place of an older state there."""
+        """Publish the state as `directory`, in place of an older state there, which stays until this one is whole."""
         directory = Path(directory)
-        held = {step for name in self.averager.averages for step in self.averager.steps(name)}
+        held = {one.step: one for one in self.averager.snapshots()}
         last = self._last
-        linked = from_first(lambda: held & self._there if last is not None and is_published(last) else set())
+        linked = {step for step, one in held.items() if self._there.get(step) is one}
+        linked = from_first(lambda: linked if last is not None and is_published(last) else set())
         state = self.averager.state_dict(without=linked)
         partial = from_first(lambda: _begin(directory))
         for step, tensors in state["snapshots"].items():
             _save({"snapshot": tensors}, partial / SNAPSHOTS / step)
         for name, tensors in state["running"].items():
             _save({"running": tensors}, partial / "running" / name)
+        known: dict[str, dict[str, Any]] = {}
+        for mine in on_all(lambda: _told(partial)):
+            known |= mine
 
         def finish() -> None:
-            known = {}
             if linked:
                 assert last is not None  # or nothing would be there
                 folders = [f"{SNAPSHOTS}/{step:08d}" for step in linked]
                 for folder in folders:
                     link(last / folder, partial / folder)
-                known = {file: one for file, one in listed(last).items() if file.rpartition("/")[0] in folders}
+                known.update({file: one for file, one in listed(last).items() if file.rpartition("/")[0] in folders})
             (partial / META).write_text(state["meta"] + "\n", encoding="utf-8")
-            if directory.exists():
-                remove(directory)
-            complete(partial, directory, known)
+            aside = hidden(directory)
+            shutil.rmtree(aside, ignore_errors=True)
+            complete(partial, directory, known, aside=aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
         from_first(finish)
-        self._last, self._there = directory, frozenset(held)
+        self._last, self._there = directory, held
 
     def load(self, directory: str | os.PathLike[str]) -> None:
         """Take over the state in `directory`. Raises LawaError for a damaged one, before anything is changed."""
         directory = Path(directory)
-        from_first(lambda: verify(directory))
+        on_all(lambda: verify(directory, part=rank(), of=ranks()))
         meta = (directory / META).read_text(encoding="utf-8")
         self.averager.make_room(meta)
         state = self.averager.state_dict()
@@ -74,7 +83,12 @@ class AveragerState:
         for name, tensors in state["running"].items():
             _load({"running": tensors}, directory / "running" / name)
         self.averager.load_state_dict({**state, "meta": meta})
-        self._last, self._there = directory, frozenset(map(int, state["snapshots"]))
+        self._last, self._there = directory, {one.step: one for one in self.averager.snapshots()}
+
+
+def _told(partial: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest says of the files that this rank's DCP wrote, which are brought to disk."""
+    return {file.relative_to(partial).as_posix(): to_disk(file) for file in partial.rglob(f"__{rank()}_*.distcp")}
 
 
 def _begin(directory: Path) -> Path:

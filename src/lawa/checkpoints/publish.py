@@ -43,10 +43,13 @@ def begin(path: str | os.PathLike[str]) -> Path:
         raise LawaError(f"{path} exists already; remove it or choose another place")
     partial = hidden(path)
     shutil.rmtree(partial, ignore_errors=True)
-    for folder in [folder for folder in reversed(path.parents) if not folder.exists()]:
-        folder.mkdir(exist_ok=True)
-        _to_disk(folder.parent)
-    partial.mkdir()
+    try:
+        for folder in [folder for folder in reversed(path.parents) if not folder.exists()]:
+            folder.mkdir(exist_ok=True)
+            _to_disk(folder.parent)
+        partial.mkdir()
+    except OSError as failed:
+        raise LawaError(f"{path} cannot be made ({failed.strerror}: {failed.filename}); choose another place") from None
     return partial
 
 
@@ -74,6 +77,7 @@ def complete(
 
 def hidden(path: Path) -> Path:
     """Where a directory is while it is no longer, or not yet, whole."""
+    path = path.resolve() if path.name in ("", "..") else path  # the folder that one is in
     return path.with_name(f".{path.name}{_PARTIAL}")
 
 
@@ -109,11 +113,10 @@ def write_manifest(
     files = {}
     for file in sorted(_files(directory)):
         name = file.relative_to(directory).as_posix()
-        files[name] = known.get(name) or {"bytes": file.stat().st_size}
-        if digests and name not in known:
-            files[name]["sha256"] = sha256(file)
-        if sync and name not in known:
-            _to_disk(file)
+        if name in known:
+            files[name] = known[name]
+        else:
+            files[name] = to_disk(file, sync=sync, digest=digests)
     manifest = directory / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     if not sync:
@@ -122,6 +125,13 @@ def write_manifest(
     above = {folder for file in _files(directory) for folder in file.parents if folder.is_relative_to(directory)}
     for folder in above | {directory}:
         _to_disk(folder)
+
+
+def to_disk(file: Path, *, sync: bool = True, digest: bool = True) -> dict[str, Any]:
+    """Bring a file to disk; its entry in a manifest."""
+    if sync:
+        _to_disk(file)
+    return {"bytes": file.stat().st_size, **({"sha256": sha256(file)} if digest else {})}
 
 
 def listed(path: Path) -> dict[str, dict[str, Any]]:
@@ -152,12 +162,15 @@ def is_published(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-def verify(path: str | os.PathLike[str], *, digests: bool = True) -> None:
-    """Compare a published directory with its manifest; raise LawaError naming the first file that differs."""
+def verify(path: str | os.PathLike[str], *, digests: bool = True, part: int = 0, of: int = 1) -> None:
+    """Compare a published directory with its manifest; raise LawaError naming the first file that differs.
+
+    part, of  only every `of`-th file from `part` on: several processes share the work
+    """
     path = Path(path)
     if not is_published(path):
         raise LawaError(f"{path} has no {MANIFEST}: it was never finished; remove it")
-    for name, expected in listed(path).items():
+    for name, expected in list(listed(path).items())[part::of]:
         file = path / name
         if not file.is_file():
             raise LawaError(f"{file} is missing, though {path / MANIFEST} lists it")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 from torch import distributed
+
+from lawa.errors import LawaError
 
 
 def several() -> bool:
@@ -15,6 +18,10 @@ def several() -> bool:
 
 def rank() -> int:
     return distributed.get_rank() if several() else 0
+
+
+def ranks() -> int:
+    return distributed.get_world_size() if several() else 1
 
 
 def from_first(work: Callable[[], Any]) -> Any:
@@ -43,8 +50,12 @@ def on_all(work: Callable[[], Any]) -> list[Any]:
 
 
 def attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """(what `work` gives, None), or (None, what it raises)."""
+    """(what `work` gives, None), or (None, what it raises): in a form that other processes can be told."""
     try:
         return work(), None
     except Exception as failed:
+        try:
+            pickle.loads(pickle.dumps(failed))
+        except Exception:
+            return None, LawaError(f"{type(failed).__name__}: {failed}")
         return None, failed
