@@ -1,6 +1,6 @@
 """Run every benchmark that needs no GPU, each in a process of its own (make bench).
 
-    python benchmarks/run.py [--quick] [--only capture,average] [--output FILE]
+    python benchmarks/run.py [--quick] [--only capture,average] [--mergekit VENV] [--output FILE]
 
 Prints one table and writes everything to benchmarks/results/cpu.json. --quick says whether they run: on tiny
 sizes, with numbers that mean nothing, and written nowhere unless --output names a file.
@@ -20,7 +20,7 @@ from lawa.records import write_json
 from measure import ROOT, Found, machine, read_found, table
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ("startup", "capture", "average", "peers", "ranks", "share", "checkpoint", "start")
+BENCHMARKS = ("startup", "capture", "average", "peers", "ranks", "share", "checkpoint", "start", "disk")
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: benchmarks/results/cpu.json")
     parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(BENCHMARKS)}")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: its own choice)")
+    parser.add_argument("--mergekit", metavar="VENV", help="an environment with mergekit, for disk")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? The numbers mean nothing")
     given = parser.parse_args()
     names = given.only.split(",") if given.only else list(BENCHMARKS)
@@ -47,6 +48,7 @@ def main() -> int:
             print(f"{name} …", file=sys.stderr, flush=True)
             result = Path(folder) / f"{name}.json"
             command = [sys.executable, str(HERE / f"{name}.py"), "--output", str(result), *options]
+            command += ["--mergekit", given.mergekit] if given.mergekit and name == "disk" else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 failed.append(name)

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
+
+import charts  # noqa: E402
 
 from lawa.pretrain.config import Config  # noqa: E402
 from lawa.pretrain.reference import Setting, sections  # noqa: E402
 from measure import Found, Record, machine, read_found, row, table  # noqa: E402  (it lies beside the benchmarks)
 
+DISK = ROOT / "docs/disk.png"
 DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/configuration.md")
 RUNS = {"demo": "runs/demo/report", "high": "runs/demo-high/report"}
 
@@ -41,10 +44,12 @@ def main() -> int:
         "high": arms(high),
         "lead": lead(demo, high),
         "benchmarks": "\n\n".join(["\n".join(section(one)) for one in cpu] + [machine(cpu[-1])]),
+        "disk": disk(cpu),
         "costs": costs(cpu),
         "settings": settings(),
     }
     wrong = [path for path in DOCUMENTS if not fill(ROOT / path, blocks, given.check)]
+    wrong += [] if draw(cpu, given.check) else [str(DISK.relative_to(ROOT))]
     for path in wrong:
         print(f"{path} differs from what it is made of; run: python tools/document.py", file=sys.stderr)
     return 1 if wrong else 0
@@ -131,6 +136,25 @@ def costs(cpu: list[dict[str, Any]]) -> str:
         cells = row(next(record for record in records if start in record.question)).strip("|").split("|")
         lines.append(f"| {text} |{cells[1]}|{cells[2]}|")
     return "\n".join(lines)
+
+
+def disk(cpu: list[dict[str, Any]]) -> str:
+    if not any(described["benchmark"] == "disk" for described in cpu):
+        return "Not on record yet."
+    return f"![Seconds and peak memory of averaging checkpoints on disk]({DISK.name})"
+
+
+def draw(cpu: list[dict[str, Any]], check: bool) -> bool:
+    """The picture of averaging on disk; whether it was drawn from these records already, or is now."""
+    for described in cpu:
+        if described["benchmark"] != "disk":
+            continue
+        if DISK.is_file() and charts.digest(described).encode() in DISK.read_bytes():
+            return True
+        if check:
+            return False
+        DISK.write_bytes(charts.picture(described))
+    return True
 
 
 def settings() -> str:

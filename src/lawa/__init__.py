@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from lawa.averaging.averager import WeightAverager, estimate
     from lawa.averaging.averages import EMA, RunningMean, Window
     from lawa.cadence import Cadence
-    from lawa.checkpoints.average import average
     from lawa.checkpoints.averager_state import AveragerState
     from lawa.checkpoints.save_average import save_average
     from lawa.errors import LawaError, NonFiniteAverage
+    from lawa.offline.average import average
 
 _DOORS = {
     "WeightAverager": "lawa.averaging.averager",
@@ -25,7 +25,7 @@ _DOORS = {
     "Window": "lawa.averaging.averages",
     "EMA": "lawa.averaging.averages",
     "RunningMean": "lawa.averaging.averages",
-    "average": "lawa.checkpoints.average",
+    "average": "lawa.offline.average",
     "Cadence": "lawa.cadence",
     "AveragerState": "lawa.checkpoints.averager_state",
     "save_average": "lawa.checkpoints.save_average",

@@ -2,12 +2,16 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save
 
+from hub_server import serving
 from lawa.cli import main
 from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
@@ -71,7 +75,55 @@ def test_a_wrong_path_exits_with_2(tmp_path, capsys):
     assert main(["inspect", str(nowhere)]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == f"lawa inspect: {nowhere} is no directory; give a run of lawa train, or a checkpoint\n"
+    assert shown.err.startswith(f"lawa inspect: {nowhere} does not exist; give a run of lawa train, a checkpoint, or ")
+    assert shown.err.count("\n") == 1
+
+
+def test_a_folder_of_checkpoints_and_a_file(run, tmp_path, capsys):
+    for step in (20, 100):
+        shutil.copytree(run / "final", tmp_path / f"checkpoint-{step}")
+    assert main(["inspect", str(tmp_path)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [f"trajectory {tmp_path}, 2 checkpoints", "steps 2 steps: 20, 100"]
+    assert lines[3] == f"latest {tmp_path}/checkpoint-100, hf"
+    assert main(["inspect", str(tmp_path / "checkpoint-20" / "model.safetensors"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["format"], found["dtypes"]) == ("checkpoint", "safetensors", {"float32": 16768})
+    torch.save({"w": torch.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert main(["inspect", str(tmp_path / "old.pt")]) == 0
+    assert "tensors        known once it is loaded whole" in capsys.readouterr().out
+
+
+def test_an_average_on_disk(run, tmp_path, capsys):
+    """Of a run's, and of one that tells no step."""
+    last = [str(run / "checkpoints" / f"step{step:08}") for step in (2, 4, 6, 8, 10, 12)]
+    for inputs, said in [
+        ([str(run)], ("of: 6 checkpoints on disk, uniform, at update 12", f"{', '.join(last[:3])}, … (6 in all)")),
+        ([str(run / "final"), "--threads", "1"], ("of: 1 checkpoints on disk, uniform", str(run / "final"))),
+    ]:
+        out = tmp_path / str(len(inputs))
+        assert main(["average", *inputs, "--output", str(out)]) == 0
+        assert main(["inspect", str(out)]) == 0
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert f"average {said[0]}" in lines
+        assert f"made of {said[1]}, summed in float32" in lines
+
+
+def test_a_repo_on_the_hub(tmp_path, monkeypatch, capsys):
+    weights = save({"w": torch.ones(3, dtype=torch.bfloat16)})
+    revisions = {name: {"model.safetensors": weights} for name in ("main", *(f"step{step}" for step in range(9)))}
+    with serving({"org/tiny": revisions}, tmp_path / "cache", monkeypatch) as hub:
+        assert main(["inspect", "org/tiny"]) == 0
+        commit = hub.commit("org/tiny", "main")
+        assert main(["inspect", "org/tiny@step99"]) == 1
+    shown = capsys.readouterr()
+    assert [" ".join(line.split()) for line in shown.out.splitlines()] == [
+        f"repo org/tiny@main, commit {commit}",
+        f"fetched not yet: {len(weights)} B would be",
+        "tensors 1 with 3 parameters: 3 bfloat16",
+        "revisions of 9 steps: 0, 1, 2, 3, 4, …, 7, 8",
+    ]
+    assert "lawa inspect: org/tiny has no revision 'step99'" in shown.err
 
 
 def test_no_torch_is_loaded(run):

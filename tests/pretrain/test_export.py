@@ -33,7 +33,10 @@ def run(request, settings, tmp_path_factory):
 
 def exported(run, tmp_path, what, capsys):
     assert main(["average", str(run / what), "--output", str(tmp_path / "out"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "out")}
+    shown = capsys.readouterr()
+    [made] = json.loads(shown.out)["averages"]
+    assert (made["path"], made["inputs"]) == (str(tmp_path / "out"), [str(run / what)])
+    assert "one input: the average is" in shown.err
     verify(tmp_path / "out")
     return AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
 
@@ -45,7 +48,13 @@ def test_an_exported_average_is_the_final_model_to_the_bit(run, tmp_path, capsys
     assert all(same_bits(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(run / "final/model.safetensors").keys()
     assert (tmp_path / "out" / "tokenizer.json").is_file()
-    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["snapshots"] == [8, 10, 12]
+    [average] = json.loads((tmp_path / "out" / "provenance.json").read_text())["inputs"]
+    assert (average["label"], average["step"], average["format"]) == (
+        str(run / "averages/lawa/step00000012"),
+        12,
+        "dcp",
+    )
+    assert average["made_of"]["snapshots"] == [8, 10, 12]
 
 
 def test_the_files_are_what_an_unsharded_run_writes(run, settings, tmp_path, capsys):
@@ -55,19 +64,17 @@ def test_the_files_are_what_an_unsharded_run_writes(run, settings, tmp_path, cap
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == names
     for config in (tmp_path / "out" / "config.json", run / "final" / "config.json"):
         assert json.loads(config.read_text())["architectures"] == [type(model).__name__]
+    assert (tmp_path / "out" / "generation_config.json").is_file()
 
 
-def test_bad_input_gets_a_sentence(run, tmp_path, capsys):
-    def said(*arguments, code):
-        assert main(["average", *map(str, arguments)]) == code
-        return capsys.readouterr().err
-
-    one = run / "checkpoints" / "step00000012"
-    assert "is no directory; name a checkpoint" in said(tmp_path / "nowhere", "--output", tmp_path / "o", code=2)
-    assert "is a Hugging Face model directory already" in said(run / "final", "--output", tmp_path / "o", code=2)
-    assert "exists already; choose another --output" in said(one, "--output", run, code=2)
-    assert "does not average several on disk" in said(one, one, "--output", tmp_path / "o", code=2)
-    assert not (tmp_path / "o").exists()
+def test_the_average_of_a_sharded_runs_checkpoints_is_its_own(run, tmp_path, capsys):
+    """The loop's window of 3 every 2 updates, at update 12: its bits, from the checkpoints on disk."""
+    command = ["average", str(run), "--window", "3", "--output", str(tmp_path / "out"), "--verify"]
+    assert main(command) == 0
+    capsys.readouterr()
+    loops, ours = load_file(run / "final" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert loops.keys() == ours.keys()
+    assert all(same_bits(tensor, loops[name]) for name, tensor in ours.items())
 
 
 def test_help_loads_no_torch():

@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lawa import records
 from lawa.checkpoints.find import step_directories, step_directory
+from lawa.offline.average import average
 from lawa.pretrain.checkpoint import sharded
 from lawa.pretrain.checkpoint.position import State
 from lawa.pretrain.settings import merge
@@ -148,8 +149,7 @@ def weights(directory: Path) -> dict[str, Tensor]:
         return load_file(directory / "model.safetensors")
     exported = directory.with_name(f"{directory.name}.exported")
     if not exported.exists():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
-        sharded.export(directory, exported, model)
+        average(directory, output=exported)
     return load_file(exported / "model.safetensors")
 
 

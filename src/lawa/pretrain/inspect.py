@@ -1,4 +1,6 @@
-"""What a run is, where it stands, and what its windows cost, from its files alone. No torch, nothing is changed."""
+"""What is there: a run, where it stands and what its windows cost; a checkpoint, a folder of them, a repo on the hub.
+
+From files and headers alone; nothing is changed. No torch but for checkpoints that only torch can read."""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ from typing import Any
 
 from lawa import records
 from lawa.averaging.averages import Window, snapshots_needed
+from lawa.checkpoints import describe, hub
 from lawa.checkpoints.find import step_directories
 from lawa.checkpoints.publish import is_published
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain.config import read_yaml
 from lawa.pretrain.directory import CHECKPOINTS, CONFIG, FINAL, LOCK, way_on
-from lawa.pretrain.inspect_checkpoint import bytes_of, check, inspect_checkpoint, training_of
-from lawa.pretrain.inspect_tensors import format_of
+from lawa.pretrain.inspect_checkpoint import bytes_of, check, format_of, inspect_checkpoint, training_of
 from lawa.pretrain.sections.averaging import AveragingConfig
 from lawa.pretrain.settings import build
 from lawa.records import read_json
@@ -24,28 +26,29 @@ FIELDS = ("name", "started", "seed", "updates", "tokens_per_update", "mode", "re
           "averages", "model", "data", "device", "versions", "commit", "machine")  # fmt: skip
 
 
-def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
-    """The run or checkpoint at `path`, as plain values under "kind": "run" or "checkpoint".
+def inspect(path: Path, *, verify: bool = False, offline: bool = False) -> dict[str, Any]:
+    """What is at `path`, as plain values under "kind": "run", "checkpoint", "trajectory" (a folder of checkpoints) or,
+    where there is no such path and it is ORG/NAME or ORG/NAME@REVISION, "repo".
 
-    verify  compare the SHA-256 digest of every published file, and not only its length
+    verify   compare the SHA-256 digest of every published file, and not only its length
+    offline  of the hub, only what is in its cache
 
-    Raises UsageError for what is neither, LawaError for files that cannot be read. A damaged checkpoint of a run does
+    Raises UsageError for what is not there, LawaError for files that cannot be read. A damaged checkpoint of a run does
     not raise: its "damage" says what is wrong.
     """
-    if not path.is_dir():
-        raise UsageError(f"{path} is no directory; give a run of lawa train, or a checkpoint")
+    if not path.exists():
+        if repo := hub.parse(str(path)):
+            return describe.repo(repo, offline=offline)
+        raise UsageError(f"{path} does not exist; give a run of lawa train, a checkpoint, or ORG/NAME on the hub")
     if path.name.startswith(".") and path.name.endswith(".partial"):
         raise LawaError(f"{path} was never finished: it is being written, or its writer was stopped; give a whole one")
     if (path / RUN).is_file():
         return _run(path, verify=verify)
-    if format_of(path) is not None or is_published(path):
-        return inspect_checkpoint(path, verify=verify)
     if (path / CONFIG).is_file() or (path / LOCK).is_file():
         raise LawaError(f"{path} is a run that has not begun: it has no {RUN} yet; {way_on(path)}")
-    raise UsageError(
-        f"{path} is neither a run (it has no {RUN}) nor a checkpoint (it has no weights); give a directory that "
-        "lawa train wrote, or one of transformers"
-    )
+    if path.is_dir() and not is_published(path) and (found := describe.folder(path)):
+        return found
+    return inspect_checkpoint(path, verify=verify)
 
 
 def _run(run: Path, *, verify: bool) -> dict[str, Any]:

@@ -1,17 +1,16 @@
-"""What one checkpoint directory holds. No torch."""
+"""What one checkpoint holds, and what a run of ours has beside it. No torch for what such runs write."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lawa.checkpoints import publish
+from lawa.checkpoints import describe, formats, publish
 from lawa.checkpoints.publish import is_published
+from lawa.errors import LawaError
 from lawa.pretrain.checkpoint.position import State
 from lawa.pretrain.directory import TRAINING
-from lawa.pretrain.inspect_tensors import format_of, tensors_of
 from lawa.records import read_json
 
 EXPORT = (
@@ -21,33 +20,35 @@ EXPORT = (
 
 
 def inspect_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
-    """Format, tensors, bytes on disk, manifest and provenance of the checkpoint at `path`.
+    """Format, tensors, bytes on disk, manifest and provenance of the checkpoint at `path`, a directory or a file.
 
     verify  compare SHA-256 digests too, and not only what files there are and how long they are
 
     Raises LawaError naming the first file that is damaged or missing.
     """
     checked = check(path, verify=verify)
-    tensors = tensors_of(path)
-    elements: Counter[str] = Counter()
-    for tensor in tensors:
-        elements[tensor.dtype] += tensor.elements
+    held = describe.checkpoint(path)
     provenance, config = path / "provenance.json", path / "config.json"
-    exported = [dtype for dtype in elements if dtype in ("bfloat16", "float16")]
+    exported = [dtype for dtype in held["dtypes"] or () if dtype in ("bfloat16", "float16")]
     return {
         "kind": "checkpoint",
         "path": str(path),
-        "format": format_of(path),
         "model": read_json(config).get("model_type") if config.is_file() else None,
-        "tensors": len(tensors),
-        "parameters": sum(elements.values()),
-        "dtypes": dict(elements),
+        **held,
         "bytes": bytes_of(path),
         "manifest": checked,
         "training": training_of(path),
         "average": read_json(provenance) if provenance.is_file() else None,
         "export": EXPORT.format(dtypes=" and ".join(exported)) if exported else None,
     }
+
+
+def format_of(path: Path) -> str | None:
+    """As `describe.checkpoint` calls it; None where there are no weights that can be read."""
+    try:
+        return formats.look(path).name
+    except LawaError:
+        return None
 
 
 def check(path: Path, *, verify: bool) -> str:
@@ -82,7 +83,7 @@ def bytes_of(*paths: Path) -> int:
 
 
 def _stats(path: Path) -> Iterator[Any]:
-    for entry in path.rglob("*"):
+    for entry in (path, *path.rglob("*")):
         try:
             if entry.is_file() and not entry.is_symlink():
                 yield entry.stat()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lawa.averaging.cost import readable
@@ -11,13 +11,13 @@ Line = tuple[str, str]
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[Line]:
-    """Of a run or a checkpoint."""
-    yield from _run(found) if found["kind"] == "run" else _checkpoint(found)
+    """Of a run, a checkpoint, a folder of them or a repo."""
+    yield from {"run": _run, "checkpoint": _checkpoint, "trajectory": _trajectory, "repo": _repo}[found["kind"]](found)
 
 
 def damages(found: Mapping[str, Any]) -> list[str]:
     """A sentence for every published directory of a run that is damaged."""
-    if found["kind"] == "checkpoint":
+    if found["kind"] != "run":
         return []  # it would have raised
     published = [*found["checkpoints"], *(one for saved in found["saved_averages"].values() for one in saved)]
     return [one["damage"] for one in [*published, found["final"]] if one and one["damage"]]
@@ -116,8 +116,7 @@ def _published(one: Mapping[str, Any]) -> str:
 def _checkpoint(found: Mapping[str, Any]) -> Iterator[Line]:
     yield "checkpoint", f"{found['path']}, {readable(found['bytes'])} on disk"
     yield "format", f"{found['format']}, {found['model'] or 'unknown architecture'}"
-    dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in found["dtypes"].items())
-    yield "tensors", f"{found['tensors']:,} with {found['parameters']:,} parameters: {dtypes}"
+    yield _tensors(found)
     yield (
         "manifest",
         {
@@ -134,15 +133,50 @@ def _checkpoint(found: Mapping[str, Any]) -> Iterator[Line]:
             yield "pending", f"the replacement of update {training['pending']:,}, carried out first"
     if average := found["average"]:
         loss = average.get("validation_loss")
-        yield "average", f"{average['average']}: {average['kind']}, at update {average['update']:,}"
-        yield "made of", f"{_made_of(average['snapshots'])}, summed in {average['accumulate']}"
+        at = "" if average["update"] is None else f", at update {average['update']:,}"
+        yield "average", f"{average['average'] or 'of'}: {average['kind']}{at}"
+        yield "made of", f"{_made_of(average)}, summed in {average['accumulate']}"
         if loss is not None:
             yield "validation", _loss(loss)
     if found["export"]:
         yield "note", found["export"]
 
 
-def _made_of(snapshots: Any) -> str:
+def _trajectory(found: Mapping[str, Any]) -> Iterator[Line]:
+    checkpoints, latest = found["checkpoints"], found["latest"]
+    yield "trajectory", f"{found['path']}, {_count(len(checkpoints), 'checkpoint')}"
+    yield "steps", _steps([one["step"] for one in checkpoints])
+    yield "bytes", f"{readable(sum(one['bytes'] for one in checkpoints))} on disk"
+    yield "latest", f"{checkpoints[-1]['path']}, {latest['format']}"
+    yield _tensors(latest)
+
+
+def _repo(found: Mapping[str, Any]) -> Iterator[Line]:
+    yield "repo", f"{found['repo']}@{found['revision']}, commit {found['commit']}"
+    yield "fetched", "it is in the cache" if found["cached"] else f"not yet: {readable(found['bytes'])} would be"
+    yield _tensors(found)
+    if found["steps"]:
+        yield "revisions", f"of {_steps(found['steps'])}"
+
+
+def _tensors(found: Mapping[str, Any]) -> Line:
+    if found["tensors"] is None:
+        return "tensors", "known once it is loaded whole"
+    dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in found["dtypes"].items())
+    return "tensors", f"{found['tensors']:,} with {found['parameters']:,} parameters: {dtypes}"
+
+
+def _steps(steps: Sequence[int]) -> str:
+    some = [*steps[:5], "…", *steps[-2:]] if len(steps) > 8 else steps
+    return f"{_count(len(steps), 'step')}: {', '.join(map(str, some))}"
+
+
+def _made_of(average: Mapping[str, Any]) -> str:
+    """Of an average on disk its checkpoints, of one of the loop its snapshots or readings."""
+    if "inputs" in average:
+        labels = [one["label"] for one in average["inputs"]]
+        return ", ".join(labels[:3]) + (f", … ({len(labels)} in all)" if labels[3:] else "")
+    snapshots = average["snapshots"]
     if isinstance(snapshots, int):
         return _count(snapshots, "reading")
     return f"the snapshots of updates {', '.join(map(str, snapshots))}"

@@ -168,7 +168,7 @@ class Checkpoints:
             sharded.write_weights(partial, weights, self._ranks.writing)
             if not self._ranks.main:
                 return
-            self.setup.model.config.save_pretrained(partial)
+            sharded.write_config(partial, self.setup.model)
         else:
             whole.write_weights(partial, self.setup.model, weights)
         self._copy_tokenizer(partial)

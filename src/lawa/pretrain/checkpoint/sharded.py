@@ -91,10 +91,13 @@ def shape_of(model: PreTrainedModel) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
 
 
-def export(directory: Path, output: Path, model: PreTrainedModel) -> None:
-    """Write the DCP weights of `directory` into `output` as save_pretrained would; `model` has their shape, in fp32."""
-    _load_alone(directory / WEIGHTS, weights_of(model))
-    model.save_pretrained(output)
+def write_config(directory: Path, model: PreTrainedModel) -> None:
+    """config.json and generation_config.json, as save_pretrained writes them."""
+    whole = shape_of(model)
+    whole.config.architectures = [type(whole).__name__]
+    whole.config.save_pretrained(directory)
+    if whole.can_generate() and whole.generation_config is not None:
+        whole.generation_config.save_pretrained(directory)
 
 
 class SavedWeights(Saved):

@@ -1,0 +1,72 @@
+"""Checkpoints of every format as tensors in byte ranges of files. Formats are found by looking, never by asking.
+
+    safetensors   one file                                             in place
+    torch         one file of torch.save: a state dict, bare or        in place; old files (before torch 1.6) whole
+                  under "model", "state_dict", "module", …
+    hf            a directory of either, single or in shards           as its files
+    neox          GPT-NeoX layer files, model-parallel ranks merged    in place; of several ranks, a layer at a time
+    deepspeed     ZeRO 1 to 3: the fp32 masters                        whole
+    dcp           torch DCP: our sharded runs, FSDP2 scripts,          tensor by tensor
+                  torchtitan, Megatron's torch_dist
+
+What is not in place is written once into safetensors files of a scratch folder, and everything after this knows byte
+ranges only. Nothing here imports torch before a file needs it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lawa.averaging.matching import canonical_names
+from lawa.checkpoints.catalog import Catalog
+from lawa.checkpoints.formats import dcp, deepspeed, huggingface, neox, single
+from lawa.checkpoints.formats.form import Format, Scratch
+from lawa.errors import LawaError
+
+__all__ = ["Format", "catalog", "look"]
+
+_DIRECTORIES = (huggingface, neox, deepspeed, dcp)
+
+
+def look(path: Path) -> Format:
+    """The format of the checkpoint at `path`, a file or a directory; LawaError where none is recognised."""
+    if path.is_file():
+        return single.find(path)
+    if not path.is_dir():
+        raise LawaError(f"{path} does not exist; name a checkpoint's directory or file")
+    for reader in _DIRECTORIES:
+        if found := reader.find(path):
+            return found
+    held = sorted(entry.name for entry in path.iterdir())
+    some = ", ".join([*held[:5], *("…" for _ in held[5:6])]) or "nothing"
+    raise LawaError(
+        f"{path} holds no checkpoint that is known here (model.safetensors, pytorch_model.bin or their index, GPT-NeoX "
+        f"layers, DeepSpeed ZeRO, torch DCP); it holds {some}"
+    )
+
+
+def catalog(path: Path, *, label: str | None = None, scratch: Scratch) -> Catalog:
+    """Every tensor of the checkpoint at `path` by its canonical name, as a byte range in a file.
+
+    label    what messages call the checkpoint; default: its path
+    scratch  makes a new folder on a disk with room, for what has no place of its own in a file; the caller removes it
+
+    Raises LawaError for what is not recognised, damaged, incomplete or would have to run a pickle.
+    """
+    form = look(path)
+    tensors = form.read(scratch)
+    if not tensors.places:
+        raise LawaError(f"{path} holds no tensors")
+    own = canonical_names(tensors.places, where=str(path))
+    return Catalog(
+        label=label or str(path),
+        directory=_directory(path),
+        format=form.name,
+        tensors={own[name]: stored for name, stored in tensors.places.items()},
+        metadata=tensors.metadata,
+    )
+
+
+def _directory(path: Path) -> Path | None:
+    """Where its configuration and tokenizer lie: in itself, or beside it."""
+    return next((place for place in (path, path.parent) if (place / "config.json").is_file()), None)

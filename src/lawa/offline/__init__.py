@@ -1,0 +1,1 @@
+"""Averaging checkpoints on disk or hub: read each byte once, with the bits of the loop."""
