@@ -165,3 +165,34 @@ def test_views_at_any_address_and_what_lies_between_them(dtype: torch.dtype, bet
 def test_a_library_built_from_an_older_source_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(lawa_mean=SimpleNamespace()))
     assert kernels._load() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_copy_is_a_copy_and_leaves_the_gaps(
+    dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_PER_THREAD", 16)
+    monkeypatch.setattr(kernels, "_LARGE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(5000, generator=generator, dtype=torch.float64).to(dtype)
+    tensors = [whole[7:7], whole[3:4].view(()), whole[1:1004], whole[1500:4000].view(50, 50), whole[11:27]]
+    offsets = [0, 32, 64, 1088, 3648]
+    flat = torch.full((3680,), -1.0, dtype=dtype)
+    assert kernels.copies(tensors, flat)
+    kernels.copy_into(flat, offsets, tensors)
+    want = torch.full_like(flat, -1.0)
+    for offset, tensor in zip(offsets, tensors, strict=True):
+        want[offset : offset + tensor.numel()] = tensor.flatten()
+    assert torch.equal(flat, want)
+
+
+def test_what_a_copy_does_not_serve_goes_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_LARGE", 0)
+    flat, one = torch.zeros(64), torch.ones(4, 4)
+    assert kernels.copies([one], flat)
+    for other in (one.t()[:, 1:], one.double(), one.to("meta")):
+        assert not kernels.copies([other], flat)
+    monkeypatch.setattr(kernels, "_LARGE", 257)
+    assert not kernels.copies([one], flat)

@@ -1,5 +1,5 @@
 /* The inner loops of mean.py on a CPU: a mean, whose snapshots are read once while the accumulator stays in the first
-   cache, and one step of a running average, in one pass over its state.
+   cache; one step of a running average, in one pass over its state; and the copy that a capture is.
 
    The bits are those of the torch operations in mean.py: one IEEE operation at a time, each rounded once. So this
    is compiled with -ffp-contract=off (no fused multiply-add) and without any -ffast-math. */
@@ -126,6 +126,33 @@ EXPORTED EVERY_WIDTH void lawa_running(float *state, const void *const *readings
         else
             EVERY(ADDED, wide[j]);
     }
+}
+
+/* to + offsets[i] <- from[i], on the bytes [start, stop) of to. What is copied is not read soon: it goes around the
+   caches, and no line is read that is about to be overwritten. */
+EXPORTED void lawa_copy(char *to, const void *const *from, const int64_t *offsets, const int64_t *lengths, int64_t count,
+                        int64_t start, int64_t stop) {
+    for (int64_t i = 0; i < count; i++) {
+        int64_t first = offsets[i] > start ? offsets[i] : start;
+        int64_t end = offsets[i] + lengths[i] < stop ? offsets[i] + lengths[i] : stop;
+        if (first >= end) continue;
+        int64_t n = end - first;
+        char *into = to + first;
+        const char *at = (const char *)from[i] + (first - offsets[i]);
+#if defined(__x86_64__)
+        for (; n > 0 && ((uintptr_t)into & 15); n--) *into++ = *at++;
+        for (; n >= 64; n -= 64, into += 64, at += 64) {
+            __m128i a = _mm_loadu_si128((const __m128i *)at), b = _mm_loadu_si128((const __m128i *)(at + 16));
+            __m128i c = _mm_loadu_si128((const __m128i *)(at + 32)), d = _mm_loadu_si128((const __m128i *)(at + 48));
+            _mm_stream_si128((__m128i *)into, a), _mm_stream_si128((__m128i *)(into + 16), b);
+            _mm_stream_si128((__m128i *)(into + 32), c), _mm_stream_si128((__m128i *)(into + 48), d);
+        }
+#endif
+        memcpy(into, at, (size_t)n);
+    }
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
 }
 
 /* An importable module, so that the build puts it where Python finds it; its functions are called through ctypes. */

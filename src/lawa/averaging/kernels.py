@@ -32,11 +32,14 @@ def _load() -> ctypes.CDLL | None:
         ctypes.c_int,
     ]
     library.lawa_mean.restype = None
-    if not hasattr(library, "lawa_running"):
+    if not hasattr(library, "lawa_copy"):
         return None  # built from an older _mean.c
+    integers = ctypes.POINTER(ctypes.c_int64)
+    library.lawa_copy.argtypes = [ctypes.c_void_p, *[integers] * 3, *[ctypes.c_int64] * 3]
+    library.lawa_copy.restype = None
     library.lawa_running.argtypes = [
         ctypes.c_void_p,
-        *[ctypes.POINTER(ctypes.c_int64)] * 3,
+        *[integers] * 3,
         ctypes.c_int64,
         ctypes.POINTER(ctypes.c_float),
         ctypes.c_int64,
@@ -46,6 +49,8 @@ def _load() -> ctypes.CDLL | None:
     library.lawa_running.restype = None
     return library
 
+
+_LARGE = 1 << 22  # bytes of a copy from which on going around the caches is a gain
 
 _library = _load()
 
@@ -78,6 +83,31 @@ def mean_into(a: Tensor, snapshots: Sequence[Tensor], coefficients: Sequence[flo
         library.lawa_mean(a.data_ptr() + 4 * start, pointers, rounded, k, scale, stop - start, bf16)
 
     _on_threads(part, a.numel(), moves=k + 1)
+
+
+def copies(tensors: Sequence[Tensor], flat: Tensor) -> bool:
+    """Whether `copy_into` can do it, and gains by it."""
+    return (
+        _library is not None
+        and flat.device.type == "cpu"
+        and flat.nbytes >= _LARGE
+        and all(one.dtype == flat.dtype and one.device.type == "cpu" and one.is_contiguous() for one in tensors)
+    )
+
+
+def copy_into(flat: Tensor, offsets: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    """Copy each tensor to its offset (in elements) in `flat`, 1-D and contiguous, of the same dtype."""
+    library = _library
+    assert library is not None
+    size, array = flat.element_size(), ctypes.c_int64 * len(tensors)
+    pointers = array(*(one.data_ptr() for one in tensors))
+    starts = array(*(offset * size for offset in offsets))
+    lengths = array(*(one.nbytes for one in tensors))
+
+    def part(start: int, stop: int) -> None:
+        library.lawa_copy(flat.data_ptr(), pointers, starts, lengths, len(tensors), start * size, stop * size)
+
+    _on_threads(part, flat.numel(), moves=2)
 
 
 class Table:

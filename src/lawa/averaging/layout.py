@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lawa.averaging import kernels
+
 _ALIGNMENT = 64  # bytes: every entry starts on a cache line
 
 Part = tuple["Group", Tensor]  # a group and a flat tensor with its values
@@ -135,7 +137,15 @@ class Snapshot(list[Tensor]):
     @torch.no_grad()
     def fill(self, index: int, group: Group, *, non_blocking: bool = False) -> None:
         """Copy the tensors of `group`, the layout's `index`-th, as they are now."""
-        torch._foreach_copy_(self._views[index], group.current(), non_blocking=non_blocking)
+        tensors = group.current()
+        if kernels.copies(tensors, self[index]) and all(map(_fits, group.entries, tensors)):
+            kernels.copy_into(self[index], group.offsets, tensors)
+        else:
+            torch._foreach_copy_(self._views[index], tensors, non_blocking=non_blocking)
+
+
+def _fits(entry: Entry, tensor: Tensor) -> bool:
+    return entry.shape == tensor.shape  # of another shape, torch says
 
 
 @torch.no_grad()
