@@ -52,7 +52,8 @@ def main() -> None:
 
     place = [Path(tempfile.mkdtemp())]
     dist.broadcast_object_list(place)
-    AveragerState(averager).save(place[0] / "lawa")  # beside your checkpoint; every rank calls
+    state = AveragerState(averager)  # one for the whole run: it links what it has written
+    state.save(place[0] / "lawa")  # beside your checkpoint; every rank calls
     _, _, resumed = made("replace")
     AveragerState(resumed).load(place[0] / "lawa")
     if rank == 0:

@@ -46,10 +46,10 @@ args = SFTConfig(
     use_cpu=True, report_to="none", disable_tqdm=True,
 )  # fmt: skip
 trainer = SFTTrainer(model, args, train_dataset=examples(1600), eval_dataset=examples(64), processing_class=tokenizer)
-lawa = LawaCallback(mode="evaluate", every=5, window=8).attach(trainer)  # 2
+callback = LawaCallback(mode="evaluate", every=5, window=8).attach(trainer)  # 2
 trainer.train()
 
 metrics = trainer.evaluate()
-lawa.save_average(f"{args.output_dir}/average")  # a model directory, with the tokenizer
+callback.save_average(f"{args.output_dir}/average")  # a model directory, with the tokenizer
 print(f"loss of the model {metrics['eval_loss']:.4f}")
 print(f"loss of its average {metrics['eval_lawa_loss']:.4f}")

@@ -20,6 +20,7 @@ from lawa.averaging.foresight import check_settings, warn_what_is_never_ready
         ({"mode": "evaluate", "placement": "disc"}, "placement='disc' must be one of"),
         ({"mode": "evaluate", "host_bytes": -1, "placement": "host"}, "host_bytes=-1"),
         ({"mode": "evaluate", "buffers": "none"}, "buffers='none' must be"),
+        ({"mode": "evaluate", "replicas": "half"}, "replicas='half' must be"),
     ],
 )
 def test_settings_that_no_model_makes_right(settings: dict[str, Any], said: str) -> None:
@@ -27,9 +28,10 @@ def test_settings_that_no_model_makes_right(settings: dict[str, Any], said: str)
         check_settings(settings)
 
 
-def test_what_needs_the_model_is_left_for_later(tmp_path: Path) -> None:
+def test_what_needs_the_model_is_left_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = torch.get_rng_state()
-    check_settings({"mode": "evaluate", "replicas": "split"})  # needs DDP
+    monkeypatch.setattr("lawa.averaging.binding.ReplicaSlices", lambda *_: pytest.fail("made of a stand-in"))
+    check_settings({"mode": "evaluate", "replicas": "split"})
     check_settings({"mode": "evaluate", "placement": "host", "host_bytes": 1})
     check_settings({"mode": "evaluate", "placement": lambda layout: pytest.fail("made of a stand-in")})
     check_settings({"mode": "replace", "moments": "average", "placement": "disk", "folder": tmp_path / "there"})
@@ -61,6 +63,7 @@ def test_an_average_that_gets_too_few_captures_is_named() -> None:
     assert [line.split("'")[1] for line in said(averager, after=0, last=5)] == ["w", "swa"]
     assert [line.split("'")[1] for line in said(averager, after=2, last=6)] == ["w"]
     assert [line.split("'")[1] for line in said(averager, after=9, last=6)] == ["w", "few", "swa", "e"]
+    assert all("gets 0 until" in line for line in said(averager, after=9, last=6)), "and not less"
 
 
 def test_what_it_holds_counts_and_what_was_ready_once_is_not_spoken_of() -> None:

@@ -71,7 +71,7 @@ def what_is_not_there_is_said(folder: Path) -> None:
     run.save_checkpoint(str(folder / "before"))  # averaging begins later
     averager = WeightAverager(run, mode="evaluate", every=1, window=2)
     with attach(run, averager):
-        with pytest.warns(UserWarning, match="holds no averager's state: its averages start anew"):
+        with pytest.warns(UserWarning, match=r"has no state of the averager \(lawa/\): its averages start anew"):
             run.load_checkpoint(str(folder / "before"))
         assert run.load_checkpoint(str(folder / "nowhere")) == (None, None)
         step(run, 1)

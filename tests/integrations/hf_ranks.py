@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import distributed
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from integrations.tiny_hf import QUIET, Notes, checkpoints, mean, model, same, tokenizer, tokens, weights
 from launching import run_to_the_end
-from lawa.integrations.transformers import LawaCallback
+from lawa.checkpoints.publish import verify
+from lawa.errors import LawaError
+from lawa.integrations.transformers import LawaCallback, callback
 
 
 def trainer_of(output: Path, notes: Notes, **changes: Any) -> tuple[Trainer, LawaCallback]:
@@ -24,6 +27,25 @@ def trainer_of(output: Path, notes: Notes, **changes: Any) -> tuple[Trainer, Law
         train_dataset=tokens(24), eval_dataset=tokens(8, seed=2), processing_class=tokenizer(), callbacks=[notes],
     )  # fmt: skip
     return trainer, LawaCallback(mode="evaluate", every=1, window=3).attach(trainer)
+
+
+def a_failure_of_one_is_everyones(trainer: Any, rank: int, folder: Path) -> None:
+    """Nobody waits for the one that failed, and the older average is there as before."""
+    (folder / "mine").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(LawaError, match="mine is there, and no average of LAWA's"):
+        trainer.lawa.save_average(folder / "mine")
+    trainer.lawa.save_average(folder / "average")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    for place, name in ((trainer, "save_model"), (callback, "begin"), (callback, "complete")):
+        with pytest.MonkeyPatch.context() as patched:
+            if rank == 0:
+                patched.setattr(place, name, full)
+            with pytest.raises(OSError, match="no space left"):
+                trainer.lawa.save_average(folder / "average")
+        verify(folder / "average")
 
 
 def main() -> None:
@@ -44,6 +66,8 @@ def main() -> None:
     losses: list[Any] = [None] * world
     distributed.all_gather_object(losses, trainer.state.best_metric)
     assert losses[0] == losses[1]
+
+    a_failure_of_one_is_everyones(trainer, rank, folder / "failing")
 
     first, whole = trainer_of(folder / "run", notes, eval_strategy="no")
     first.train()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import shutil
 import subprocess
 import sys
@@ -150,17 +150,37 @@ def test_a_state_that_the_limit_deletes_takes_nothing_from_the_next(tmp_path: Pa
     assert torch.equal(other.average(), job.average())
 
 
-def test_a_state_from_before_it_was_there_is_loaded_with_a_word(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_state_from_before_it_was_there_is_loaded_with_a_word_and_the_averages_start_anew(tmp_path: Path) -> None:
     job = Job(mode="evaluate", every=1, window=2)
     job.epoch()
     job.accelerator.save_state(str(tmp_path))
     shutil.rmtree(tmp_path / "lawa")
-    with caplog.at_level(logging.WARNING):
+    with pytest.warns(
+        UserWarning, match=r"has no state of the averager \(lawa/\): its averages start anew at update 0"
+    ):
         job.accelerator.load_state(str(tmp_path))
-    assert f"{tmp_path} has no averager's state" in caplog.text
-    assert job.averager.steps() == [4, 5]
+    assert (job.averager.step, job.averager.steps()) == (0, [])
+    job.averager.update(step=3)
+    assert job.averager.steps() == [3]
+
+
+def test_an_accelerator_has_one_of_them_until_it_is_closed(tmp_path: Path) -> None:
+    job = Job(mode="evaluate", every=1, window=2)
+    first = job.averager
+
+    def another() -> AcceleratedAverager:
+        return AcceleratedAverager(job.accelerator, job.model, job.optimizer, mode="evaluate", every=1, window=2)
+
+    with pytest.raises(LawaError, match=r"the accelerator has an averager already, .* close\(\) the first, or"):
+        another()
+    first.close()
+    second = another()
+    first.close()
+    with pytest.raises(LawaError, match="has an averager already"):
+        another()
+    second.update()
+    job.accelerator.save_state(str(tmp_path))
+    assert json.loads((tmp_path / "lawa/averager.json").read_text())["step"] == 1
 
 
 def test_closed_it_leaves_the_accelerator(tmp_path: Path) -> None:

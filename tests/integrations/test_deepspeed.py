@@ -83,8 +83,39 @@ def test_its_state_goes_with_the_engines_checkpoints(tmp_path: Path) -> None:
     assert again.step == 0
     assert fresh.load_checkpoint(str(tmp_path), "two")[1] == {"the": "client's"}
     assert again.steps() == [1, 2]
-    with pytest.warns(UserWarning, match="average holds no averager's state: its averages start anew"):
+    fresh.global_steps = 7  # which its own load_checkpoint would do
+    with pytest.warns(UserWarning, match=r"average has no state of the averager \(lawa/\): .* start anew at update 7"):
         fresh.load_checkpoint(str(tmp_path), "average")
+    assert (again.step, again.steps()) == (7, [])
+
+
+def test_an_engine_has_one_averager_and_an_averager_one_engine() -> None:
+    engine, other = Engine(), Engine()
+    averager = WeightAverager(engine, mode="evaluate", every=1, window=10)
+    handle = attach(engine, averager)
+    for one in (averager, WeightAverager(engine, mode="evaluate", every=1, window=1)):
+        with pytest.raises(LawaError, match=r"an averager is attached to the engine already.*averages={name: …}"):
+            attach(engine, one)
+    with pytest.raises(LawaError, match="the averager is attached already"):
+        attach(other, averager)
+    assert other.step.__func__ is Engine.step
+    with pytest.raises(LawaError, match=r"do not call update\(\)"):
+        averager.update()
+    engine.step()
+    engine.step()
+    assert averager.steps() == [1]
+    for _ in range(2):
+        handle.remove()
+    assert not {"step", "save_checkpoint", "load_checkpoint"} & vars(engine).keys()
+    averager.update()
+    assert averager.steps() == [1, 2]
+    attach(engine, averager)
+    handle.remove()  # the first one's, which has no say any more
+    engine.micro_steps = 5
+    engine.step()
+    assert averager.steps() == [1, 2, 3]
+    averager.close()
+    assert engine.step.__func__ is Engine.step
 
 
 def test_a_pipeline_engine_is_refused() -> None:

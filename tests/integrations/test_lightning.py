@@ -20,12 +20,14 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lawa import EMA, LawaError, Window
+from launching import launch
+from lawa import EMA, LawaError, NonFiniteAverage, Window
 from lawa.integrations.lightning import LawaCallback
 
 ROOT = Path(__file__).parents[2]
+NEVER = pytest.warns(UserWarning, match="it will never be ready")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -236,9 +238,16 @@ def test_a_checkpoint_has_the_live_weights_and_all_that_a_resume_needs(weights_o
 def test_a_checkpoint_without_a_state_starts_the_averages_anew_and_says_so(tmp_path: Path) -> None:
     fit(ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=6), max_steps=6)
     lawa = LawaCallback(mode="evaluate", every=2, window=5)
-    with pytest.warns(UserWarning, match="no state of LawaCallback; its averages begin anew"):
+    with pytest.warns(UserWarning, match="no state of LawaCallback; its averages start anew"), NEVER:
         fit(lawa, path=str(tmp_path / "last.ckpt"))
     assert lawa.averager.steps() == [8, 10, 12], "t is the trainer's"
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_without_a_state_starts_the_averages_anew(tmp_path: Path) -> None:
+    """It is loaded when the averager is there already. The script has the assertions."""
+    said = launch(Path(__file__).with_name("lightning_ranks.py"), 2, str(tmp_path))
+    assert all(f"rank {rank} is done" in said for rank in (0, 1))
 
 
 def test_lightning_warns_where_a_state_is_left_behind(tmp_path: Path) -> None:
@@ -260,7 +269,8 @@ def test_captures_follow_the_optimizers_steps_and_not_the_batches() -> None:
 
     lawa = Captured(mode="evaluate", every=1, window=5)
     lawa.batches = []
-    fit(lawa, accumulate_grad_batches=4, max_steps=-1, max_epochs=2, gradient_clip_val=0.1)
+    with NEVER:
+        fit(lawa, accumulate_grad_batches=4, max_steps=-1, max_epochs=2, gradient_clip_val=0.1)
     assert lawa.batches == [4, 6, 10, 12], "6 batches an epoch, whose last one steps"
     assert lawa.averager.steps() == [1, 2, 3, 4]
 
@@ -291,7 +301,8 @@ class Manual(Small):
 
 def test_manual_optimization_counts_batches_that_stepped() -> None:
     lawa = LawaCallback(mode="evaluate", every=1, window=9)
-    _, trainer = fit(lawa, model=Manual(), max_steps=-1, max_epochs=1)
+    with NEVER:
+        _, trainer = fit(lawa, model=Manual(), max_steps=-1, max_epochs=1)
     assert lawa.averager.steps() == [1, 2, 3, 4], "of 6 batches two did not step"
     assert trainer.global_step == 6
 
@@ -358,7 +369,7 @@ def test_an_average_is_written_as_a_checkpoint_of_its_own(tmp_path: Path) -> Non
     lawa = LawaCallback(mode="evaluate", every=1, window=3)
     model, trainer = fit(lawa)
     before = model.linear.weight.detach().clone()
-    lawa.save_average(trainer, tmp_path / "average.ckpt")
+    assert lawa.save_average(trainer, str(tmp_path / "average.ckpt")) == tmp_path / "average.ckpt"
     assert torch.equal(model.linear.weight, before)
     assert not {"optimizer_states", "callbacks", "lawa"} & torch.load(tmp_path / "average.ckpt").keys()
     loaded = Small.load_from_checkpoint(tmp_path / "average.ckpt", weights_only=True)
@@ -368,7 +379,7 @@ def test_an_average_is_written_as_a_checkpoint_of_its_own(tmp_path: Path) -> Non
     with torch.no_grad():
         model.linear.weight.fill_(float("nan"))
     lawa.averager.capture(13)
-    with pytest.raises(LawaError, match="'lawa' is not finite"):
+    with pytest.raises(NonFiniteAverage, match=r"'lawa' is not finite; .*never.ckpt was not written"):
         lawa.save_average(trainer, tmp_path / "never.ckpt")
     assert not (tmp_path / "never.ckpt").exists()
 
@@ -426,7 +437,8 @@ def test_sanity_checking_is_plain() -> None:
 
 def test_fit_called_again_goes_on() -> None:
     lawa = LawaCallback(mode="evaluate", every=1, window=4)
-    model, trainer = fit(lawa, max_steps=3)
+    with NEVER:
+        model, trainer = fit(lawa, max_steps=3)
     kept = {step: one["linear.weight"].clone() for step, one in lawa.averager.state_dict()["snapshots"].items()}
     trainer.fit_loop.epoch_loop.max_steps = 5
     trainer.fit(model, train_loader(), HELD_OUT)
@@ -495,7 +507,33 @@ def test_the_averager_before_fit_and_settings_that_contradict_each_other() -> No
     with pytest.raises(LawaError, match=r"trainer\.fit makes it"):
         _ = LawaCallback(mode="evaluate", every=1, window=2).averager
     with pytest.raises(LawaError, match="mode='average' must be"):
-        fit(LawaCallback(mode="average", every=1, window=2))
+        LawaCallback(mode="average", every=1, window=2)
+    with pytest.raises(LawaError, match="window=0 must be at least 1"):
+        LawaCallback(mode="evaluate", window=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "last"),
+    [({"max_steps": 9}, 9), ({"max_steps": -1, "max_epochs": 1}, 6), ({"max_steps": 9, "max_epochs": 1}, 6)],
+)
+def test_an_average_that_is_never_ready_is_said_before_training(settings: dict[str, Any], last: int) -> None:
+    lawa = LawaCallback(mode="evaluate", averages={"lawa": Window(10, every=1), "ema": EMA(0.9)})
+    said = f"'lawa' .* needs 10 captures and gets {last} until the last update, {last}: it will never be ready"
+    with pytest.warns(UserWarning, match=said) as warned:
+        fit(lawa, **settings)
+    assert sum("never be ready" in str(one.message) for one in warned) == 1, "the EMA is ready"
+    assert not lawa.averager.ready("lawa")
+
+
+def test_where_the_last_update_is_not_known_nothing_is_said() -> None:
+    class Endless(IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter(data())
+
+    lawa = LawaCallback(mode="evaluate", every=1, window=9)
+    fit(lawa, max_steps=-1, max_epochs=-1, max_time={"seconds": 0})
+    trainer_of(lawa, max_steps=-1, max_epochs=1).fit(Small(), DataLoader(Endless(), batch_size=4), HELD_OUT)
+    assert lawa.averager.step == 6
 
 
 def test_without_lightning_the_way_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,10 @@ from transformers import (
 
 from integrations.hub import hub
 from integrations.tiny_hf import QUIET, Notes, checkpoints, mean, model, same, tokenizer, tokens, weights
+from launching import launch
 from lawa import EMA, LawaError, NonFiniteAverage, RunningMean, Window
-from lawa.integrations.transformers import LawaCallback
+from lawa.checkpoints.publish import verify
+from lawa.integrations.transformers import LawaCallback, callback
 
 ROOT = Path(__file__).parents[2]
 
@@ -411,6 +413,9 @@ def test_an_average_that_is_not_finite_is_not_written(tmp_path: Path, caplog: py
             trainer.train()
             assert "update 3: the average 'lawa' is not finite" in caplog.text
             assert lawa.averager.step == 6
+            with pytest.raises(NonFiniteAverage, match="update 6: the average 'lawa' is not finite"):
+                lawa.save_average(tmp_path / "never")
+            assert not (tmp_path / "never").exists()
         assert not (tmp_path / str(strict) / "checkpoint-3/averages/lawa").exists()
 
 
@@ -420,9 +425,53 @@ def test_an_average_is_saved_wherever_it_is_wanted_and_again(tmp_path: Path) -> 
     lawa = LawaCallback(mode="evaluate", every=1, window=2).attach(trainer)
     trainer.train()
     for _ in range(2):
-        assert lawa.save_average(tmp_path / "average")
+        assert lawa.save_average(tmp_path / "average") == tmp_path / "average"
     assert same(read(tmp_path / "average"), mean([notes.ended[5], notes.ended[6]]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["average"]
+
+
+def test_an_older_average_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = Notes()
+    trainer = trainer_of(tmp_path, notes)
+    lawa = LawaCallback(mode="evaluate", every=1, window=2).attach(trainer)
+    trainer.train()
+    lawa.save_average(tmp_path / "average")
+
+    def full(where: str | Path, *_: Any, **__: Any) -> None:
+        (Path(where) / "half").write_text("a")
+        raise OSError("no space left")
+
+    for place, method in ((trainer, "save_model"), (callback, "complete")):
+        monkeypatch.setattr(place, method, full)
+        with pytest.raises(OSError, match="no space left"):
+            lawa.save_average(tmp_path / "average")
+        monkeypatch.undo()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["average"]
+        verify(tmp_path / "average")
+        assert same(read(tmp_path / "average"), mean([notes.ended[5], notes.ended[6]]))
+        assert same(weights(trainer.model), notes.ended[6])
+
+
+def test_what_is_no_average_is_not_written_over(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path)
+    lawa = LawaCallback(mode="evaluate", every=1, window=2).attach(trainer)
+    trainer.train()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(LawaError, match="mine is there, and no average of LAWA's; remove it or choose another place"):
+        lawa.save_average(tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_what_a_window_that_is_not_full_holds_is_averaged(tmp_path: Path) -> None:
+    notes = Notes()
+    trainer = trainer_of(tmp_path, notes, max_steps=2)
+    lawa = LawaCallback(mode="evaluate", every=1, window=5).attach(trainer)
+    with pytest.warns(UserWarning, match="needs 5 captures and gets 2 until the last update, 2"):
+        trainer.train()
+    lawa.save_average(tmp_path / "average")
+    assert same(read(tmp_path / "average"), mean([notes.ended[1], notes.ended[2]]))
+    made = json.loads((tmp_path / "average/provenance.json").read_text())
+    assert (made["snapshots"], made["dtype"], made["rounded"]) == ([1, 2], ["float32"], False)
 
 
 # ---- the hub
@@ -457,9 +506,9 @@ def test_an_average_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_attaching_twice(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path)
     lawa = LawaCallback(mode="evaluate", every=1, window=2).attach(trainer)
-    for callback, to in ((lawa, trainer), (lawa, trainer_of(tmp_path)), (LawaCallback(mode="evaluate"), trainer)):
+    for one, to in ((lawa, trainer), (lawa, trainer_of(tmp_path)), (LawaCallback(mode="evaluate"), trainer)):
         with pytest.raises(LawaError, match="belong together once"):
-            callback.attach(to)
+            one.attach(to)
 
 
 def test_given_as_a_callback_it_asks_to_be_attached(tmp_path: Path) -> None:
@@ -478,6 +527,7 @@ def test_given_as_a_callback_it_asks_to_be_attached(tmp_path: Path) -> None:
     [
         ({"mode": "evaluated"}, "mode='evaluated' must be"),
         ({"mode": "evaluate", "window": 0}, "window=0 must be at least 1"),
+        ({"mode": "evaluate", "placement": "disc"}, "placement='disc' must be one of"),
         ({"mode": "replace", "averages": {"a": EMA(0.9), "b": EMA(0.5)}}, "replace_with"),
         ({"mode": "evaluate", "save_averages": "best"}, "save_averages='best' must be 'last', 'all' or 'none'"),
     ],
@@ -526,16 +576,8 @@ def test_without_transformers_it_says_what_installs_it() -> None:
 @pytest.mark.slow
 def test_two_ranks_of_ddp(tmp_path: Path) -> None:
     """The script has the assertions."""
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-            "--nproc-per-node", "2", str(Path(__file__).with_name("hf_ranks.py")), str(tmp_path),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert all(f"rank {rank} is done" in done.stdout for rank in (0, 1))
+    said = launch(Path(__file__).with_name("hf_ranks.py"), 2, str(tmp_path))
+    assert all(f"rank {rank} is done" in said for rank in (0, 1))
 
 
 @pytest.mark.slow

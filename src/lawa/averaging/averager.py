@@ -179,7 +179,7 @@ class WeightAverager:
         skipped  the loss scaler skipped this update: it counts, and its capture is marked
         """
         if self._attached():
-            raise LawaError("the averager is attached to the optimizer, whose steps it counts; do not call update()")
+            raise LawaError("the averager is attached, and counts the steps by itself; do not call update()")
         return self._update(step, skipped=skipped)
 
     def attach(
@@ -199,10 +199,16 @@ class WeightAverager:
             raise LawaError(
                 "DeepSpeed's optimizer has no hooks; use lawa.integrations.deepspeed.attach(engine, averager)"
             )
+        self.attached_to(None)  # refused before any hook is made
+        handle = Attachment(optimizers, scaler, self._after_steps)
+        self.attached_to(handle)
+        return handle
+
+    def attached_to(self, handle: Attachment | None) -> None:
+        """What counts the updates from now on, in the place of update(); the handle's remove() ends that."""
         if self._attached():
             raise LawaError("the averager is attached already; remove() the first handle before attaching again")
-        self._attachment = Attachment(optimizers, scaler, self._after_steps)
-        return self._attachment
+        self._attachment = handle
 
     def capture(self, step: int | None = None, *, skipped: bool = False) -> bool:
         """The first half of an update: capture θ_t for every average that is due; whether any was.

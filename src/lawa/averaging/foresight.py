@@ -14,17 +14,18 @@ from lawa.averaging.averager import WeightAverager, estimate
 def check_settings(settings: dict[str, Any]) -> None:
     """Raise what WeightAverager(model, optimizer, **settings) would raise for any model; nothing is allocated.
 
-    What needs the model and its processes is left for later: `replicas`, a placement that is made, room for snapshots.
+    What needs the model and its processes is left for later: replicas "split", a placement that is made of the layout,
+    and whether there is room for the snapshots.
     """
-    later = {"replicas"} | ({"placement"} if callable(settings.get("placement")) else set())
+    known = dict(settings)
+    if known.get("replicas") == "split":
+        del known["replicas"]
+    if callable(known.get("placement")):
+        del known["placement"]
     stand_in = nn.ParameterList([torch.zeros(1)])  # which draws nothing at random
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come with the averager
-        estimate(
-            stand_in,
-            torch.optim.AdamW(stand_in.parameters()),
-            **{key: value for key, value in settings.items() if key not in later},
-        )
+        estimate(stand_in, torch.optim.AdamW(stand_in.parameters()), **known)
 
 
 def warn_what_is_never_ready(averager: WeightAverager, *, after: int, last: int) -> None:

@@ -50,7 +50,7 @@ def _load() -> ctypes.CDLL | None:
     return library
 
 
-_LARGE = 1 << 22  # bytes of a copy from which on going around the caches is a gain
+_LARGE = 1 << 25  # bytes of a copy from which on it does not fit into the caches, and gains by going around them
 
 _library = _load()
 

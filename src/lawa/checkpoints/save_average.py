@@ -68,7 +68,7 @@ def save_average(
             raise NonFiniteAverage(f"the average {own!r} is not finite; {directory} was not written")
         model = _unwrapped(wrapped)
         tensors = _tensors(model)
-        made = json.dumps(_provenance(averager, own, tensors, to), indent=1) + "\n"
+        made = json.dumps(provenance_of(averager, own, tensors, to), indent=1) + "\n"
         partial = from_first(lambda: begin(directory))
         try:
             if any(sharded_files.is_sharded(tensor) for tensor in tensors.values()):
@@ -195,9 +195,10 @@ def _cast(tensors: Tensors, to: torch.dtype | None) -> Tensors:
     return {name: cast[id(tensor)] for name, tensor in tensors.items()}
 
 
-def _provenance(
+def provenance_of(
     averager: WeightAverager, name: str, tensors: Mapping[str, Tensor], to: torch.dtype | None
 ) -> dict[str, Any]:
+    """The content of provenance.json for the average `name`; `to`: what its `tensors` are rounded to, if anything."""
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     return {
         "average": name,

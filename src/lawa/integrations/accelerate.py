@@ -7,34 +7,36 @@
             accelerator.backward(loss_of(model, batch)); optimizer.step(); optimizer.zero_grad()
             averager.update()
 
-accelerator.save_state and load_state carry its state in DIRECTORY/lawa. (What is registered for checkpointing goes
-through pickles, unsharded, and the loading of those allows any code.)
+accelerator.save_state and load_state carry its state in DIRECTORY/lawa, by their pre-hooks. (What is registered for
+checkpointing goes through pickles, unsharded, and the loading of those allows any code.)
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from lawa.averaging.averager import WeightAverager
 from lawa.checkpoints.averager_state import AveragerState
-from lawa.errors import require
+from lawa.checkpoints.together import from_first
+from lawa.errors import LawaError, require
 
 try:
     from accelerate import Accelerator
-    from accelerate.logging import get_logger
     from accelerate.optimizer import AcceleratedOptimizer
 except ModuleNotFoundError:
     require("accelerate", extra="accelerate")
     raise
 
-log = get_logger("lawa")
-
 FOLDER = "lawa"  # of the averager's state in what save_state writes
+
+_taken: WeakSet[Accelerator] = WeakSet()  # by an averager that was not closed
 
 
 class AcceleratedAverager(WeightAverager):
@@ -45,7 +47,7 @@ class AcceleratedAverager(WeightAverager):
 
     `update()` and `capture()` may be called for every batch: they count where the optimizer stepped
     (`accelerator.sync_gradients`), and mark what the loss scaler skipped (`accelerator.optimizer_step_was_skipped`).
-    An accelerator has one AcceleratedAverager; several averages are `averages={name: …}`.
+    An accelerator has one AcceleratedAverager until that is closed; several averages are `averages={name: …}`.
     """
 
     def __init__(
@@ -55,6 +57,11 @@ class AcceleratedAverager(WeightAverager):
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         **settings: Any,
     ) -> None:
+        if accelerator in _taken:
+            raise LawaError(
+                "the accelerator has an averager already, and save_state writes the state of one; close() the first, "
+                "or ask it for several averages: averages={name: …}"
+            )
         several = optimizer if isinstance(optimizer, Iterable) else [optimizer]
         super().__init__(model, [_own(one) for one in several if one is not None], **settings)
         self.accelerator = accelerator
@@ -63,6 +70,7 @@ class AcceleratedAverager(WeightAverager):
             accelerator.register_save_state_pre_hook(lambda models, weights, folder: self._save(folder)),
             accelerator.register_load_state_pre_hook(lambda models, folder: self._load(folder)),
         ]
+        _taken.add(accelerator)
 
     def capture(self, step: int | None = None, *, skipped: bool = False) -> bool:
         """As WeightAverager's, where the optimizer has stepped; while gradients accumulate it does nothing."""
@@ -74,6 +82,8 @@ class AcceleratedAverager(WeightAverager):
 
     def close(self) -> None:
         super().close()
+        if self._hooks:
+            _taken.discard(self.accelerator)
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -81,10 +91,16 @@ class AcceleratedAverager(WeightAverager):
         self._state.save(Path(folder) / FOLDER)
 
     def _load(self, folder: str) -> None:
-        if (Path(folder) / FOLDER).exists():
-            self._state.load(Path(folder) / FOLDER)
+        state = Path(folder) / FOLDER
+        if from_first(state.exists):
+            self._state.load(state)
         else:
-            log.warning("%s has no averager's state; the averages go on with what they hold", folder)
+            self.restart()
+            warnings.warn(
+                f"{folder} has no state of the averager ({FOLDER}/): its averages start anew at update 0; where the "
+                "trainer's number is another, pass it on: update(step=…)",
+                stacklevel=3,
+            )
 
 
 def _own(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -23,8 +23,9 @@ from typing import Any
 from torch import nn
 
 from lawa.averaging.averager import WeightAverager
+from lawa.averaging.foresight import check_settings, warn_what_is_never_ready
 from lawa.checkpoints.averager_state import AveragerState
-from lawa.errors import LawaError, require
+from lawa.errors import LawaError, NonFiniteAverage, require
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -49,6 +50,8 @@ class LawaCallback(Callback):
     optimizer's every step; there, t counts the training batches in which any optimizer stepped.
 
     The callback moves itself to the front of the trainer's callbacks, so all others see what it has done.
+
+    Raises LawaError for settings that contradict each other.
     """
 
     def __init__(self, *, mode: str, evaluate: bool = True, **settings: Any) -> None:
@@ -60,6 +63,7 @@ class LawaCallback(Callback):
         self._loaded: dict[str, Any] | None = None  # a checkpoint's state, until there is an averager to take it over
         self._stepped = 0  # trainer.global_step at the last update
         self._scale: float | None = None  # the loss scaler's, before an update whose capture is due
+        check_settings(self.settings)
 
     @property
     def averager(self) -> WeightAverager:
@@ -72,15 +76,19 @@ class LawaCallback(Callback):
             raise LawaError("LawaCallback has no averager yet; trainer.fit makes it")
         return self._averager
 
-    def save_average(self, trainer: Trainer, path: str | Path, name: str | None = None) -> None:
-        """Write average `name` as a Lightning checkpoint with weights only, for Module.load_from_checkpoint(path).
+    def save_average(self, trainer: Trainer, path: str | Path, name: str | None = None) -> Path:
+        """Write average `name` as a Lightning checkpoint with weights only; its path.
 
-        Every rank calls. Raises LawaError where the average is not finite.
+        Module.load_from_checkpoint(path) reads it. Every rank calls. The average is that of what is held: of fewer
+        snapshots where the window is not full yet. Raises LawaError where it holds nothing, and NonFiniteAverage for
+        an inf or nan: nothing is written then.
         """
-        if not self.averager.is_finite(name):
-            raise LawaError(f"the average {name or next(iter(self.averager.averages))!r} is not finite; not written")
         with self.averager.averaged(name):
+            own = name or next(iter(self.averager.averages))
+            if not self.averager.is_finite(own):
+                raise NonFiniteAverage(f"the average {own!r} is not finite; {path} was not written")
             trainer.save_checkpoint(path, weights_only=True)
+        return Path(path)
 
     # ---- the trainer's hooks
 
@@ -107,6 +115,8 @@ class LawaCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_over()  # what a learning rate finder has restored
         self._stepped = trainer.global_step
+        if (last := _last_update(trainer)) is not None:
+            warn_what_is_never_ready(self.averager, after=self._next(trainer, stepped=1) - 1, last=last)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.averager.replace_if_due()
@@ -153,8 +163,9 @@ class LawaCallback(Callback):
         self._loaded, self._stepped = None, -1  # no fit goes on from what was held before
         if KEY not in checkpoint:
             if trainer.state.fn == "fit":
-                rank_zero_warn(f"{trainer.ckpt_path} has no state of LawaCallback; its averages begin anew")
-            self._averager = None
+                rank_zero_warn(f"{trainer.ckpt_path} has no state of LawaCallback; its averages start anew")
+            if self._averager is not None:
+                self._averager.restart()
         elif _saves_directories(trainer.strategy):  # which load when everything is set up
             if self._averager is None or self._module is not pl_module:
                 self._make(trainer)
@@ -216,6 +227,12 @@ class LawaCallback(Callback):
                 results.append(run())
         plain = run()
         return [dict(ChainMap(*parts)) for parts in zip(plain, *results, strict=True)]  # of each dataloader
+
+
+def _last_update(trainer: Trainer) -> int | None:
+    """That of the fit, where it is known before."""
+    last = trainer.estimated_stepping_batches
+    return int(last) if 0 < last < float("inf") else None  # -1: an IterableDataset, without max_steps
 
 
 def _evaluation_loops(trainer: Trainer) -> list[Any]:

@@ -1,8 +1,8 @@
 """Averages in the training of a HF Trainer, and of TRL's.
 
-lawa = LawaCallback(mode="evaluate", every=1000, window=5).attach(trainer)
+callback = LawaCallback(mode="evaluate", every=1000, window=5).attach(trainer)
 trainer.train()
-with lawa.averager.averaged():
+with callback.averager.averaged():
     trainer.push_to_hub()
 
 train begins  the averager is made, of model and optimizer as accelerate prepared them; resuming loads its state

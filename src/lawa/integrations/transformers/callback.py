@@ -10,25 +10,25 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from lawa.averaging.averager import WeightAverager
+from lawa.averaging.foresight import check_settings, warn_what_is_never_ready
 from lawa.checkpoints.averager_state import AveragerState
-from lawa.checkpoints.publish import begin, complete, hidden, is_published, remove
+from lawa.checkpoints.publish import begin, complete, hidden, is_published
+from lawa.checkpoints.save_average import provenance_of
+from lawa.checkpoints.together import from_first, on_all
 from lawa.errors import LawaError, NonFiniteAverage
 from lawa.integrations.transformers.trainer import AveragingTrainer
-from lawa.records import provenance
 
 log = logging.getLogger("lawa")
 
 STATE = "lawa"
 AVERAGES = "averages"
 SAVED = ("last", "all", "none")
-PLACES = ("placement", "host_bytes", "folder", "replicas")  # settings that need the model, and its processes
 
 
 class LawaCallback(TrainerCallback):
@@ -50,7 +50,7 @@ class LawaCallback(TrainerCallback):
         self._resume: str | None = None  # the checkpoint that this training goes on from
         self._trainer: Trainer | None = None
         self._state: AveragerState | None = None
-        _check(self.settings)
+        check_settings(self.settings)
 
     def attach(self, trainer: Trainer) -> LawaCallback:
         """Become the first of the trainer's callbacks, and give its evaluations the averages' metrics; returns itself.
@@ -84,39 +84,32 @@ class LawaCallback(TrainerCallback):
             raise LawaError("there is no averager before trainer.train() begins")
         return self._state.averager
 
-    def save_average(self, directory: str | os.PathLike[str], name: str | None = None) -> bool:
-        """Publish an average as `directory`, in place of an older one, as the trainer saves models; every rank calls.
+    def save_average(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
+        """Publish the average `name` as the model directory `directory`, as the trainer saves models; its path.
 
-        False where the average is not finite: nothing is written then (`strict` raises NonFiniteAverage).
+        Every rank calls. The average is that of what is held: of fewer snapshots where the window is not full yet.
+        An older average at `directory` stays until this one is whole.
+
+        Raises LawaError where the average holds nothing or something else is at `directory`, and NonFiniteAverage for
+        an inf or nan: on every rank, and what was there is there as before.
         """
         trainer, averager, directory = self._attached(), self.averager, Path(directory)
-        with averager.averaged(name):
-            name = name or next(iter(averager.averages))
-            if not averager.is_finite(name):
-                message = f"update {averager.step}: the average {name!r} is not finite; {directory} was not written"
-                if averager.strict:
-                    raise NonFiniteAverage(message)
-                log.warning(message)
-                return False
-            if trainer.args.should_save:
-                if is_published(directory):
-                    remove(directory)
-                begin(directory)
-            trainer.save_model(str(hidden(directory)), _internal_call=True)
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save:
-            made = {
-                "average": name,
-                "kind": str(averager.averages[name]),
-                "update": averager.step,
-                "snapshots": averager.steps(name) or averager.count(name),
-                "accumulate": str(averager.accumulate).removeprefix("torch."),
-                **provenance(),
-            }
-            (hidden(directory) / "provenance.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-            complete(hidden(directory), directory)
-        trainer.accelerator.wait_for_everyone()
-        return True
+        writes, partial = trainer.args.should_save, hidden(_next_to(directory))
+        with averager.averaged(name) as model:
+            own = name or next(iter(averager.averages))
+            if not averager.is_finite(own):
+                raise NonFiniteAverage(
+                    f"update {averager.step}: the average {own!r} is not finite; {directory} was not written"
+                )
+            made = provenance_of(averager, own, dict(model.named_parameters()), None)
+            on_all(lambda: _begin(directory) if writes else None)
+            try:
+                on_all(lambda: trainer.save_model(str(partial), _internal_call=True))
+                on_all(lambda: _finish(partial, directory, made) if writes else None)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        return directory
 
     # ---- the trainer's events
 
@@ -134,7 +127,7 @@ class LawaCallback(TrainerCallback):
         self._state = AveragerState(WeightAverager(model, optimizer, **self.settings))
         if self._resume is not None:
             saved = Path(self._resume) / STATE
-            if is_published(saved):
+            if from_first(saved.exists):
                 self._state.load(saved)
             else:
                 warnings.warn(
@@ -142,7 +135,7 @@ class LawaCallback(TrainerCallback):
                     f"update {state.global_step}",
                     stacklevel=2,
                 )
-        self._say_what_never_fills(state)
+        warn_what_is_never_ready(self.averager, after=state.global_step, last=state.max_steps)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -189,14 +182,15 @@ class LawaCallback(TrainerCallback):
         if self.save_averages == "none":
             return
         for name in self.evaluated():
-            self.save_average(checkpoint / AVERAGES / name, name)
-        if self.save_averages == "last" and trainer.args.should_save:
+            try:
+                self.save_average(checkpoint / AVERAGES / name, name)
+            except NonFiniteAverage as found:
+                if self.averager.strict:
+                    raise
+                log.warning("%s", found)
+        if self.save_averages == "last":
             kept = {checkpoint.name, f"{PREFIX_CHECKPOINT_DIR}-{best}"}
-            for other in checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                if other.name not in kept and (other / AVERAGES).is_dir():
-                    times = other.stat()
-                    shutil.rmtree(other / AVERAGES)
-                    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))  # save_total_limit goes by them
+            on_all(lambda: _thin(checkpoint.parent, kept) if trainer.args.should_save else None)
 
     # ---- inside
 
@@ -205,29 +199,33 @@ class LawaCallback(TrainerCallback):
             raise LawaError("call LawaCallback(…).attach(trainer) instead of passing it in callbacks=[…]")
         return self._trainer
 
-    def _say_what_never_fills(self, state: TrainerState) -> None:
-        lost = 0 if self.averager.step else state.global_step  # a loaded state has what came before
-        for name, average in self.averager.averages.items():
-            captures = len(average.cadence.updates(state.max_steps)) - len(average.cadence.updates(lost))
-            if captures < average.needed:
-                warnings.warn(
-                    f"the average {name!r} ({average}) needs {average.needed} captures and gets {captures} until the "
-                    f"last update, {state.max_steps}: it will never be ready; choose a smaller every, window or "
-                    "min_window",
-                    stacklevel=2,
-                )
+
+def _next_to(directory: Path) -> Path:
+    """Where an average is written that is to take the place of `directory`."""
+    return directory.with_name(f"{directory.name}.next")
 
 
-def _check(settings: dict[str, Any]) -> None:
-    """Raise for settings that no training could have, before there is a model."""
-    stand_in = nn.ParameterList([torch.zeros(1)])  # which draws nothing at random
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        WeightAverager(
-            stand_in,
-            torch.optim.AdamW(stand_in.parameters()),
-            **{key: value for key, value in settings.items() if key not in PLACES},
-        )
+def _begin(directory: Path) -> None:
+    if directory.exists() and not is_published(directory):
+        raise LawaError(f"{directory} is there, and no average of LAWA's; remove it or choose another place")
+    begin(_next_to(directory))
+
+
+def _finish(partial: Path, directory: Path, made: dict[str, Any]) -> None:
+    (partial / "provenance.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    older = hidden(directory)
+    shutil.rmtree(older, ignore_errors=True)
+    complete(partial, directory, aside=older)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def _thin(output: Path, kept: set[str]) -> None:
+    """Remove the averages of the checkpoints in `output`, but of those in `kept`."""
+    for checkpoint in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if checkpoint.name not in kept and (checkpoint / AVERAGES).is_dir():
+            times = checkpoint.stat()
+            shutil.rmtree(checkpoint / AVERAGES)
+            os.utime(checkpoint, ns=(times.st_atime_ns, times.st_mtime_ns))  # save_total_limit goes by them
 
 
 def _refuse_sharding(trainer: Trainer, save_averages: str) -> None:
