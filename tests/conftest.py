@@ -1,9 +1,15 @@
 """A small text and a small run of the real driver."""
 
+import os
 import random
+import tempfile
 
-import pytest
-import torch
+# Before huggingface_hub is imported: what a fake hub of a test answers stays out of the person's own cache.
+_HOME = tempfile.TemporaryDirectory(prefix="lawa-hf-")
+os.environ["HF_HOME"] = _HOME.name
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 WORDS = ["the", "of", "and", "to", "in", "that", "was", "he", "it", "his", "as", "for", "with", "had", "on", "she"]
 

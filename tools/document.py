@@ -125,6 +125,8 @@ def costs(cpu: list[dict[str, Any]]) -> str:
     """What a reader of the README asks for first."""
     asked = {
         "a capture, GPT-2 small / a copy of its weights": "148 tensors): capture into a full window",
+        "an EMA at every update / the fastest peer's": "our EMA / the fastest peer",
+        "a window of 10 every 100 updates / training": "our Window(10, every=100): 100 updates",
         "an average of 10 snapshots / the memory traffic it must move": "average into memory in use",
         "seconds averaging / seconds training, the demo": "demo, plain (",
         "an update of the driver / of a bare loop, the demo": "demo, plain: the driver",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,17 +150,21 @@ def test_without_the_hub_the_cache_serves(there: Hub, tmp_path: Path, monkeypatc
     assert pin(Repo(NAME, "step1000")).cached == path
     assert revisions(Repo(NAME)) == ["step1000"]
     with pytest.raises(
-        LawaError, match=r"127\.0\.0\.1:\d+ cannot be reached \(.*, and org/tiny@step0 is not in its cache"
+        LawaError,
+        match=r"^there is no path org/tiny; .*127\.0\.0\.1:\d+ cannot be reached \(.*, and org/tiny@step0 is not in",
     ):
         pin(Repo(NAME, "step0"))
-    with pytest.raises(LawaError, match=r"cannot be reached .*, and no revision of org/other is in its cache"):
+    with pytest.raises(
+        LawaError,
+        match=r"^there is no path org/other; .*cannot be reached .*, and no revision of org/other is in its cache",
+    ):
         revisions(Repo("org/other"))
 
 
 def test_refusals_are_sentences(there: Hub) -> None:
     there.refused |= {"org/gated": (403, "GatedRepo"), "org/down": (503, "Down"), "org/odd": (403, "Odd")}
     for text, sentence in [
-        ("org/nowhere@main", "org/nowhere is neither a path here nor a model at http"),
+        ("org/nowhere@main", r"^there is no path org/nowhere, nor a model at http"),
         (f"{NAME}@step7", r"org/tiny has no revision 'step7'; its branches and tags are at http.*/org/tiny"),
         ("org/gated@main", "org/gated is gated: accept its conditions at .*/org/gated, then log in"),
         ("org/odd@main", r"refused org/odd@main \(.*403"),
@@ -221,5 +226,19 @@ def test_a_repo_is_described_from_its_headers(there: Hub) -> None:
     assert (found["revision"], found["commit"]) == ("main", there.commit(NAME, "main"))
     assert (found["tensors"], found["parameters"], found["dtypes"]) == (1, 3, {"float32": 3})
     assert found["steps"] == [0, 1000, 2000, 10000]
+    assert found["listing"] == [{"name": "a", "dtype": "float32", "shape": [3]}]
     assert not any((Path(constants.HF_HUB_CACHE)).rglob("*.safetensors"))
     assert describe.repo(Repo(NAME, "sharded"))["tensors"] is None
+
+
+def test_of_a_repo_in_the_cache_no_headers_are_asked_for(there: Hub) -> None:
+    fetch_all([pin(Repo(NAME, "step1000"))])
+    there.requests.clear()
+    assert describe.repo(Repo(NAME, "step1000"))["parameters"] == 3
+    assert [request for request in there.requests if "/resolve/" in request] == []
+
+
+def test_without_huggingface_hub_a_wrong_path_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(LawaError, match=r"^there is no path runs/a; .*huggingface_hub is not installed.*\[hub\]"):
+        resolve(["runs/a"], Selection(last=2))

@@ -102,6 +102,29 @@ def test_leftovers_of_killed_writers_are_swept(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_what_is_replaced_comes_back_where_its_successor_does_not_come(tmp_path, monkeypatch, error):
+    write(tmp_path / "out", "first")
+    partial = hidden(tmp_path / "new")
+    partial.mkdir()
+    rename = Path.rename
+
+    def fail(self, target):
+        if self == partial:
+            raise error
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(error):
+            complete(partial, tmp_path / "out", aside=tmp_path / "aside")
+    assert (tmp_path / "out" / "a.txt").read_text() == "first"
+    assert sorted(os.listdir(tmp_path)) == [".new.partial", "out"]
+    complete(partial, tmp_path / "out", aside=tmp_path / "aside")
+    assert os.listdir(tmp_path / "out") == ["manifest.json"]
+    assert (tmp_path / "aside" / "a.txt").read_text() == "first"
+
+
 def test_several_writers_begin_and_complete_one_directory(tmp_path):
     partial = begin(tmp_path / "deep" / "out")
     assert partial == hidden(tmp_path / "deep" / "out")

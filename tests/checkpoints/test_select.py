@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lawa.checkpoints.select import Found, Selection, resolve, step_of, uneven
+from lawa.checkpoints.select import Found, Selection, resolve, step_of, uneven, wanted
 from lawa.errors import LawaError, UsageError
 
 
@@ -46,6 +47,7 @@ def steps(*inputs: Path | str, rolling: bool = False, **selection: Any) -> list[
 
 def test_a_folder_is_taken_by_number(tmp_path: Path) -> None:
     run = folder(tmp_path / "a", "checkpoint-1000", "checkpoint-500", "checkpoint-20", "runs", ".checkpoint-7", "logs")
+    folder(run, "tmp-checkpoint-1500")
     (run / "step3.txt").touch()
     found = resolve([run], Selection())
     assert [one.step for one in found] == [20, 500, 1000]
@@ -101,8 +103,11 @@ def test_each_trajectory_is_selected_from_and_what_is_named_stays(tmp_path: Path
 @pytest.mark.parametrize(
     ("selection", "sentence"),
     [
-        ({"steps": "100:400:100"}, r"run has no checkpoint of step 300, 400; it has 100, 200, 500$"),
-        ({"steps": [1, 2, 3, 4, 5, 6]}, r"of step 1, 2, 3, 4, 5, … \(6 in all, up to 6\)"),
+        ({"steps": "100:400:100"}, r"run has no checkpoint of step 300; it has 100, 200, 500$"),
+        ({"steps": [6, 5]}, r"of step 5; it has"),
+        ({"steps": "0:100000000000:1"}, r"of step 0; it has"),
+        ({"steps": range(10**11)}, r"of step 0; it has"),
+        ({"steps": range(500, 0, -100)}, r"of step 300; it has"),
         ({"steps": "600:900"}, "has no checkpoint that was asked for; it has 100, 200, 500"),
         ({"before": 100}, "has no checkpoint that was asked for"),
         ({"last": 4}, "run has 3 checkpoints to take the last 4 of"),
@@ -114,8 +119,11 @@ def test_what_is_not_there_is_named(tmp_path: Path, selection: dict[str, Any], s
         steps(tmp_path / "run", **selection)
 
 
-@pytest.mark.parametrize("text", ["a", "1:2:3:4", "3:1", "3:1:1", "1:5:0", "1:5:-1", "1,,2", ":", "1:"])
-def test_steps_that_are_none(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["a", "1:2:3:4", "3:1", "3:1:1", "1:5:0", "1:5:-1", "1,,2", ":", "1:", [100, "200"], [1.5], [], range(0), 100],
+)
+def test_steps_that_are_none(text: Any) -> None:
     with pytest.raises(UsageError, match="steps="):
         Selection(steps=text)
 
@@ -123,6 +131,10 @@ def test_steps_that_are_none(text: str) -> None:
 def test_a_selection_of_nothing() -> None:
     with pytest.raises(UsageError, match="last=0 must be at least 1"):
         Selection(last=0)
+    wrong: list[dict[str, Any]] = [{"last": "3"}, {"before": 1.5}]
+    for selection in wrong:
+        with pytest.raises(UsageError, match=r"(last|before)=.* must be a whole number"):
+            Selection(**selection)
     with pytest.raises(UsageError, match="no input was named"):
         resolve([], Selection())
 
@@ -150,6 +162,52 @@ def test_a_checkpoint_that_holds_others_is_not_guessed(tmp_path: Path) -> None:
         steps(run)
     assert steps(run, last=2) == [1, 2]
     assert steps(run / "model.safetensors") == [None]
+
+
+def on_deepspeed(checkpoint: Path, *, export: bool = True) -> Path:
+    """As transformers' Trainer writes it."""
+    step = step_of(checkpoint.name) or 7
+    folder(checkpoint, f"global_step{step}", *(["model.safetensors"] if export else []))
+    (checkpoint / "latest").write_text(f"global_step{step}")
+    return checkpoint
+
+
+@pytest.mark.parametrize("export", [True, False])
+def test_a_trainers_checkpoint_on_deepspeed_is_one(tmp_path: Path, export: bool) -> None:
+    """ZeRO-3 may write none of its weights beside the masters."""
+    run = tmp_path / "run"
+    a, b = (on_deepspeed(run / f"checkpoint-{step}", export=export) for step in (500, 1000))
+    assert [(one.step, one.path) for one in resolve([a], Selection())] == [(500, a)]
+    assert [one.path for one in resolve([b, a], Selection(last=2))] == [a, b]
+    assert [one.path for one in resolve([a, b], Selection(), trajectory=True)] == [a, b]
+    assert [one.path for one in resolve([run], Selection(last=1))] == [b]
+    assert [one.path for one in resolve([a / "global_step500"], Selection())] == [a / "global_step500"]
+
+
+def test_what_a_trainer_on_zero3_saves_once_more_is_taken_once(tmp_path: Path) -> None:
+    """transformers' save_model() after the last checkpoint, or some steps after it."""
+    run = on_deepspeed(tmp_path / "run", export=False)
+    checkpoints = [on_deepspeed(run / f"checkpoint-{step}", export=False) for step in (5, 7)]
+    assert [one.path for one in resolve([run], Selection())] == checkpoints
+    shutil.rmtree(checkpoints[1])
+    assert [one.path for one in resolve([run], Selection())] == [checkpoints[0], run / "global_step7"]
+
+
+def test_a_deepspeed_folder_of_several_steps_is_a_trajectory(tmp_path: Path) -> None:
+    saved = on_deepspeed(folder(tmp_path / "saved", "global_step3"), export=False)
+    assert steps(saved) == [3, 7]
+    only = on_deepspeed(tmp_path / "only", export=False)
+    assert [one.path for one in resolve([only], Selection(last=1))] == [only / "global_step7"]
+    (saved / "model.safetensors").touch()
+    with pytest.raises(UsageError, match="is a checkpoint and holds 2 others"):
+        steps(saved)
+
+
+def test_a_range_of_steps_is_never_listed(tmp_path: Path) -> None:
+    run = folder(tmp_path, *(f"step{step}" for step in range(5)))
+    assert steps(run, steps=range(5)) == [0, 1, 2, 3, 4]
+    exact, inside = wanted("0:100000000000:10")
+    assert (exact, inside(10**11)) == (range(0, 10**11 + 1, 10), True)
 
 
 def test_what_is_no_path_and_no_repo(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_dry_run_prints_the_plan(run: Path, tmp_path: Path, capsys: pytest.Cap
     command = ["average", str(run), "--output", str(tmp_path / "out"), "--dry-run", "--threads", "2"]
     assert main([*command, "--coefficients", "linear"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == f"input {run}/step100, step 100, hf, float32, 80 B"
+    assert lines[0] == f"input {run}/step100, step 100, hf, 2 tensors of float32, 80 B"
     assert f"output {tmp_path}/out: of 3, {run}/step100 … {run}/step300, coefficients 0.1667, 0.3333, 0.5" in lines
     assert "reads 48 B" in lines
     assert "averages 1 tensors, of 4 elements in all" in lines
@@ -80,6 +80,19 @@ def test_a_dry_run_prints_the_plan(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(command) == 0
     assert f"SAME CONTENT {run}/step100 and {run}/step300" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_duplicates_that_are_allowed_are_not_looked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(catalogs: object) -> list[list[int]]:
+        raise AssertionError("compared")
+
+    monkeypatch.setattr("lawa.offline.duplicates.find", find)
+    command = ["average", str(run), "--output", str(tmp_path / "out")]
+    assert main([*command, "--allow-duplicates"]) == 0
+    with pytest.raises(AssertionError, match="compared"):
+        main([*command, "--overwrite"])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +135,8 @@ def test_a_line_tells_how_far_it_is_where_there_is_no_terminal(
 ) -> None:
     monkeypatch.setattr("lawa.cli.average._LINE_EVERY", -1)
     assert main(["average", str(run), "--output", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().err.splitlines() == ["reading: 33%", "reading: 67%", "reading: 100%", "averaging: 100%"]
+    told = ["reading: 33%", "reading: 67%", "reading: 100%", "averaging: 0%", "averaging: 100%"]
+    assert capsys.readouterr().err.splitlines() == told
 
 
 def test_a_dry_run_and_an_average_of_safetensors_load_no_torch(run: Path, tmp_path: Path) -> None:

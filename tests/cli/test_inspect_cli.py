@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from rich.console import Console
 from safetensors.torch import save
 
@@ -109,6 +110,58 @@ def test_an_average_on_disk(run, tmp_path, capsys):
         assert f"made of {said[1]}, summed in float32" in lines
 
 
+def test_tensors_are_listed(run, tmp_path, capsys):
+    """By the names that --ignore and --latest take, tied ones under each of theirs."""
+    torch.save({"module.a": (a := torch.ones(2, 3)), "tied": a, "n": torch.tensor(1)}, tmp_path / "w.pt")
+    assert main(["inspect", str(tmp_path / "w.pt"), "--tensors"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "tensors 2 with 7 parameters: 6 float32, 1 int64" in lines
+    assert lines[-3:] == ["tensor a: float32 [2, 3]", "tied: float32 [2, 3]", "n: int64 []"]
+    assert main(["inspect", str(tmp_path / "w.pt"), "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)["listing"]
+    assert listing[0] == {"name": "a", "dtype": "float32", "shape": [2, 3]}
+    shutil.copytree(run / "final", tmp_path / "checkpoint-20")
+    assert main(["inspect", str(tmp_path / "checkpoint-20"), "--tensors"]) == 0
+    of_it = capsys.readouterr().out.split("tensor  ")[1]
+    (tmp_path / "w.pt").unlink()
+    assert main(["inspect", str(tmp_path), "--tensors"]) == 0
+    assert capsys.readouterr().out.split("tensor  ")[1] == of_it, "of a folder, those of the latest one"
+    assert main(["inspect", str(run), "--tensors"]) == 2
+    assert "is a run; name one of its checkpoints to see tensors" in capsys.readouterr().err
+
+
+def test_a_trainers_checkpoint_on_deepspeed_is_one_checkpoint(tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoint-5"
+    (checkpoint / "global_step5").mkdir(parents=True)
+    (checkpoint / "global_step5" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    (checkpoint / "latest").write_text("global_step5")
+    assert main(["inspect", str(checkpoint)]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()][:2] == [
+        ["checkpoint", f"{checkpoint},"], ["format", "deepspeed,"],
+    ]  # fmt: skip
+
+
+def test_a_wrong_path_with_one_slash_is_no_path_first(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["inspect", "runs/a"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "lawa inspect: there is no path runs/a; for a repo of that name on the hub"
+    )
+
+
+def test_without_rich_there_are_plain_lines(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("lawa.cli.average._LINE_EVERY", -1)
+    assert main(["average", str(run / "final"), "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{tmp_path / 'out'}: average of 1\n"
+    assert "averaging: 100%" in shown.err.splitlines()
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("checkpoint     ")
+
+
 def test_a_repo_on_the_hub(tmp_path, monkeypatch, capsys):
     weights = save({"w": torch.ones(3, dtype=torch.bfloat16)})
     revisions = {name: {"model.safetensors": weights} for name in ("main", *(f"step{step}" for step in range(9)))}
@@ -126,10 +179,16 @@ def test_a_repo_on_the_hub(tmp_path, monkeypatch, capsys):
     assert "lawa inspect: org/tiny has no revision 'step99'" in shown.err
 
 
-def test_no_torch_is_loaded(run):
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_no_torch_is_loaded(run, tmp_path):
+    for step in (1, 2):
+        dcp.save({"model": {"w": torch.ones(step)}}, checkpoint_id=tmp_path / f"step{step}", no_dist=True)
+    paths = [str(run), str(run / "final"), str(tmp_path / "step1"), str(tmp_path)]
+    dry = ["average", str(tmp_path / "step1"), "--output", str(tmp_path / "out"), "--dry-run"]
     script = (
         "import sys, lawa.cli\n"
-        f"for path in ({str(run)!r}, {str(run / 'final')!r}):\n    assert lawa.cli.main(['inspect', path]) == 0\n"
+        f"for path in {paths}:\n    assert lawa.cli.main(['inspect', path]) == 0\n"
+        f"assert lawa.cli.main({dry}) == 0\n"
         "print([name for name in ('torch', 'transformers', 'accelerate') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

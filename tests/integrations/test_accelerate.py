@@ -200,7 +200,7 @@ def test_attached_it_needs_no_update() -> None:
     job.averager.attach(scaler=job.accelerator.scaler)
     assert [t for t, _ in job.epoch(overflows=(4,))] == [0, 1, 1, 2, 3]
     assert job.averager.skipped() == [2]
-    with pytest.raises(LawaError, match="attached to the optimizer"):
+    with pytest.raises(LawaError, match="the averager is attached, and counts"):
         update()
 
 

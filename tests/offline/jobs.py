@@ -65,12 +65,12 @@ def held(folder: Path) -> Files:
 
 
 def stop_after(count: int) -> Callable[[int], None]:
-    """A progress that interrupts the job as Ctrl-C would: what was done stays."""
+    """A progress that interrupts the job after so many items as Ctrl-C would: what was done stays."""
     calls: list[int] = []
 
     def progress(elements: int) -> None:
         calls.append(elements)
-        if len(calls) == count:
+        if len(calls) == 1 + count:  # it is told what was done before, first
             raise KeyboardInterrupt
 
     return progress
@@ -84,4 +84,4 @@ def interrupted(tmp_path: Path, work: Plan, items: int, **how: Any) -> None:
 def elements_done(one: Job, **how: Any) -> int:
     counted: list[int] = []
     done(one, progress=counted.append, **how)
-    return sum(counted)
+    return sum(counted[1:])

@@ -80,7 +80,8 @@ def test_one_average_of_a_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_latests_configuration_and_tokenizer_are_carried(run: Path, tmp_path: Path) -> None:
-    output = lawa.average([run / "checkpoint-400", run / "checkpoint-200"], output=tmp_path / "out")
+    with pytest.warns(UserWarning, match="step 200 is named after step 400"):
+        output = lawa.average([run / "checkpoint-400", run / "checkpoint-200"], output=tmp_path / "out")
     check(output, (400, 200))
     names = {"config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"}
     names |= {"preprocessor_config.json", "model.safetensors", "manifest.json", "provenance.json", "README.md"}
@@ -204,6 +205,13 @@ def test_room_is_looked_for_before_anything_is_written(
     with pytest.raises(LawaError, match=r"has 0\.0 GB of room, and the outputs need 0\.0 GB; choose another --output"):
         lawa.average(run, output=tmp_path / "out")
     assert {entry.name for entry in tmp_path.iterdir()} == {"run"}
+    twice = 2 * told["bytes_written"]  # DCP's files are written while the others are there
+    monkeypatch.setattr(door.shutil, "disk_usage", lambda place: SimpleNamespace(free=twice - 1))
+    with pytest.raises(LawaError, match=r"the outputs need 0\.0 GB"):
+        lawa.average(run, output=tmp_path / "out", format="dcp")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"run"}
+    monkeypatch.setattr(door.shutil, "disk_usage", lambda place: SimpleNamespace(free=twice))
+    lawa.average(run, output=tmp_path / "out", format="dcp")
 
 
 def test_inputs_with_the_same_content_are_refused(run: Path, tmp_path: Path) -> None:
@@ -268,10 +276,7 @@ def test_a_dry_run_tells_everything_and_writes_nothing(run: Path, tmp_path: Path
     told = lawa.average(run, output=tmp_path / "new", dry_run=True)
     assert [one["read"] for one in told["inputs"]] == ["unknown"] * 4 + ["loaded whole"]
     assert (told["tensors"], told["bytes_read"]) == (None, None)
-    dcp_output = lawa.average(run / "checkpoint-100", output=tmp_path / "dcp", format="dcp")
-    told = lawa.average(dcp_output, output=tmp_path / "new", dry_run=True)
-    assert [(one["format"], one["read"]) for one in told["inputs"]] == [("dcp", "unknown")]
-    assert {entry.name for entry in tmp_path.iterdir()} == {"run", "out", "dcp"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"run", "out"}
 
 
 def test_outputs_are_uploaded_each_to_its_branch_and_all_are_published_where_one_is_not(
@@ -279,24 +284,106 @@ def test_outputs_are_uploaded_each_to_its_branch_and_all_are_published_where_one
 ) -> None:
     pushed: list[tuple[Any, ...]] = []
 
-    def push(directory: Path, repo: str, *, branch: str | None, private: bool | None, title: str) -> str:
-        pushed.append((directory, repo, branch, private, title))
+    def push(directory: Path, repo: str, *, branch: str | None, title: str) -> str:
+        pushed.append((directory, repo, branch, title))
         if branch == "window2-step00000200":
             raise LawaError("the hub is full")
         return "address"
 
+    def reserve(repo: str, *, private: bool | None) -> None:
+        pushed.append((repo, private))
+
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
     monkeypatch.setattr("lawa.offline.push.push", push)
+    monkeypatch.setattr("lawa.offline.push.reserve", reserve)
     lawa.average(run, output=tmp_path / "one", push_to_hub="me/tiny", private=True)
-    assert pushed == [(tmp_path / "one", "me/tiny", None, True, "one")]
+    assert pushed == [("me/tiny", True), (tmp_path / "one", "me/tiny", None, "one")]
     pushed.clear()
     done: list[Path] = []
     paths = lawa.average(run, output=tmp_path / "all", rolling=True, window=[2, 4], push_to_hub="me/tiny")
     with pytest.raises(LawaError, match="the hub is full"):
         done.extend(paths)
     steps = ["window2-step00000200", "window2-step00000300", "window2-step00000400", "window4-step00000400"]
-    assert [one[2] for one in pushed] == steps
+    assert [one[2] for one in pushed[1:]] == steps
     assert [path.relative_to(tmp_path / "all").as_posix().replace("/", "-") for path in done] == steps
     assert {entry.name for entry in tmp_path.iterdir()} == {"run", "one", "all"}
+
+
+def test_where_an_upload_goes_is_settled_before_anything_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reserve(repo: str, *, private: bool | None) -> None:
+        assert {entry.name for entry in tmp_path.iterdir()} == {"run"}
+        raise LawaError("you may not")
+
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setattr("lawa.offline.push.reserve", reserve)
+    with pytest.raises(LawaError, match="you may not"):
+        lawa.average(run, output=tmp_path / "out", push_to_hub="me/tiny")
+    with pytest.raises(UsageError, match="push_to_hub='tiny' must be ORG/NAME"):
+        lawa.average(tmp_path / "none", output=tmp_path / "out", push_to_hub="tiny")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"run"}
+
+
+def test_the_configuration_tells_the_dtype_that_the_weights_are_in(tmp_path: Path) -> None:
+    """The masters of a model that was trained in bf16: loaded by its configuration they would be rounded."""
+    model = made.neox()
+    for step in (1, 2):
+        model.save_pretrained(tmp_path / f"step{step}")
+        config = read_json(tmp_path / f"step{step}" / "config.json")
+        (tmp_path / f"step{step}" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    inputs = [tmp_path / "step1", tmp_path / "step2"]
+    output = lawa.average(inputs, output=tmp_path / "out", allow_duplicates=True)
+    assert AutoModelForCausalLM.from_pretrained(output).dtype == torch.float32
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_job_whose_inputs_are_put_together_in_scratch_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, touched: bool
+) -> None:
+    monkeypatch.setattr("lawa.offline.plan.ITEM", 4)
+    inputs = [tmp_path / f"old{step}.pt" for step in (100, 200)]
+    for file in inputs:
+        torch.save(state(int(file.stem[3:])), file, _use_new_zipfile_serialization=False)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "averaging" and done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lawa.average(inputs, output=tmp_path / "out", threads=1, progress=stop)
+    if touched:
+        os.utime(inputs[1], ns=(1, 1))
+    told: list[int] = []
+    progress = {"averaging": told.append}
+    lawa.average(
+        inputs, output=tmp_path / "out", progress=lambda what, done, _: progress.get(what, lambda done: None)(done)
+    )
+    assert (told[0], told[-1]) == (0 if touched else 9, 23)  # items of 1, 4, 4, …
+    check(tmp_path / "out", (100, 200))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"old100.pt", "old200.pt", "out"}
+
+
+def test_room_for_scratch_files_is_looked_for_once_it_is_known_how_large_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four inputs the first finds room; the three others would not, and are not read."""
+    inputs = [tmp_path / f"old{step}.pt" for step in STEPS]
+    for file in inputs:
+        torch.save(state(int(file.stem[3:])), file, _use_new_zipfile_serialization=False)
+    each = 15 * 4 + 7 * 2 + 8
+    told: list[tuple[str, int, int]] = []
+    for free, fits in ((3 * each - 1, False), (3 * each, True)):
+        monkeypatch.setattr(door.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(door, "_check_room", lambda *at, **how: None)
+        told.clear()
+        if fits:
+            lawa.average(inputs, output=tmp_path / "out", progress=lambda *one: told.append(one))
+        else:
+            with pytest.raises(LawaError, match=r"the tensors of 3 more inputs of format torch need .*an --output on"):
+                lawa.average(inputs, output=tmp_path / "out", progress=lambda *one: told.append(one))
+            assert not (tmp_path / "out").exists()
+        assert [done for what, done, _ in told if what == "reading"] == ([1, 2, 3, 4] if fits else [])
 
 
 def test_what_may_be_a_mistake_is_a_warning(run: Path, tmp_path: Path) -> None:
@@ -316,7 +403,7 @@ def test_progress_is_told(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"threads": -1}, "threads=-1 must be at least 1"),
+        ({"threads": -1}, "threads=-1 must be a whole number, and at least 1"),
         ({"format": "gguf"}, "format='gguf' must be one of hf, dcp"),
         ({"shard_size": "5 things"}, "shard_size='5 things' is no size"),
         ({"coefficients": "steep"}, "coefficients='steep' is unknown"),

@@ -143,6 +143,38 @@ def test_more_files_than_the_soft_limit_are_open_at_once(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_thread_that_cannot_start_ends_the_others_before_descriptors_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "ITEM", 1)
+    work = broken(tmp_path, 1.0)
+    found: list[bool] = []
+    began, refused = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            if threads:
+                assert began.wait(5)
+                refused.set()
+                raise RuntimeError("can't start new thread")
+            threads.append(self)
+            super().start()
+
+    def slow(files: Opened, where: str) -> None:
+        descriptor = files.input(work.catalogs[0].files[0])
+        began.set()
+        refused.wait(5)
+        time.sleep(0.05)
+        found.append(len(os.pread(descriptor, 8, 0)) == 8)
+
+    monkeypatch.setattr(execute.threading, "Thread", Thread)
+    at_work(monkeypatch, slow)
+    with pytest.raises(RuntimeError, match="can't start"):
+        run(work, [tmp_path], range(len(work.items)), threads=3, done=lambda index: None)
+    assert found == [True], "one item of the thread that was started, and its file was open"
+
+
 def at_work(monkeypatch: pytest.MonkeyPatch, work: Callable[[execute.Opened, str], None]) -> None:
     """In place of an item's work: `work`, told which thread it is in."""
     names: dict[int, str] = {threading.get_ident(): "main"}

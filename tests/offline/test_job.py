@@ -215,6 +215,7 @@ def test_an_output_that_appears_meanwhile_is_untouched(tmp_path: Path) -> None:
     with pytest.raises(LawaError, match="out exists already"):
         done(late)
     assert held(tmp_path / "out") == before
+    assert leftovers(tmp_path) == ["out"]
 
 
 # ---- one at a time

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +36,23 @@ def small_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "ITEM", 10)
 
 
-@pytest.fixture
-def at_most() -> Iterator[Callable[[int], None]]:
-    """No file may grow beyond so many bytes: what a write meets then is as real as a full disk's error."""
+@contextmanager
+def limits_undone() -> Iterator[Callable[[int], None]]:
+    """Give what limits every file to so many bytes: what a write meets then is as real as a full disk's error.
+
+    Undone before the test ends: the tests' own output may be a longer file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda nbytes: resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield lambda nbytes: resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("way", PATHS)
 @pytest.mark.parametrize("when", ["laying out", "averaging", "copying"])
 def test_without_room_it_is_one_sentence_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_most: Callable[[int], None], when: str, way: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, way: str
 ) -> None:
     """The file may not be as long as it must be; or what has been laid out may not be written."""
     work = inputs(tmp_path)
@@ -60,7 +67,8 @@ def test_without_room_it_is_one_sentence_and_leaves_nothing(
             lay_out(*at)
 
     monkeypatch.setattr(module, "lay_out", limited)
-    with engine.path(way), pytest.raises(LawaError, match=r"\S+ cannot be written \(File too large\); make room there"):
+    refused = pytest.raises(LawaError, match=r"\S+ cannot be written \(File too large\); make room there")
+    with engine.path(way), limits_undone() as at_most, refused:
         done(job(tmp_path, work))
     assert leftovers(tmp_path) == []
 
@@ -106,6 +114,65 @@ def test_the_old_output_stays_where_the_manifest_cannot_be_written(
         done(job(tmp_path, inputs(tmp_path, out_dtype="float32"), overwrite=True))
     assert held(tmp_path / "out") == before
     assert leftovers(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("failed", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_the_old_output_comes_back_where_the_new_one_cannot_be_moved_to_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: BaseException
+) -> None:
+    done(job(tmp_path))
+    before = held(tmp_path / "out")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == "average":
+            raise failed
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises((LawaError, KeyboardInterrupt)):
+        done(job(tmp_path, inputs(tmp_path, out_dtype="float32"), overwrite=True))
+    assert held(tmp_path / "out") == before
+    assert leftovers(tmp_path) == (["out"] if isinstance(failed, OSError) else [".out.averaging", "out"])
+
+
+def test_what_cannot_be_put_back_is_named_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done(job(tmp_path))
+    before = held(tmp_path / "out")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == tmp_path / "out":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(LawaError, match=r"what was at \S+/out is at \S+/replaced/out, and cannot be put back \(Input"):
+        done(job(tmp_path, inputs(tmp_path, out_dtype="float32"), overwrite=True))
+    assert held(tmp_path / ".out.averaging" / "replaced" / "out") == before
+
+
+@pytest.mark.parametrize("how", ["rewritten", "touched", "removed"])
+def test_an_input_that_changes_while_it_is_averaged_is_named_and_nothing_published(tmp_path: Path, how: str) -> None:
+    work = inputs(tmp_path)
+    file = tmp_path / "step1" / "model.safetensors"
+
+    calls: list[int] = []
+
+    def change(elements: int) -> None:
+        calls.append(elements)
+        if sum(calls) < 95 + 7:
+            return
+        if how == "rewritten":
+            file.write_bytes(file.read_bytes()[:-1] + b"\x00")
+        elif how == "touched":
+            os.utime(file, ns=(1, 1))
+        else:
+            file.unlink()
+
+    with pytest.raises(LawaError, match=r"step1/model.safetensors was changed or removed while step1 was averaged"):
+        list(job(tmp_path, work).run(threads=1, progress=change))
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from lawa.checkpoints import publish
-from lawa.errors import NonFiniteAverage
+from lawa.cli import main
+from lawa.errors import LawaError, NonFiniteAverage
+from lawa.offline import execute
 from lawa.offline import job as module
 from lawa.offline import plan as planning
 from lawa.offline.job import _items
@@ -34,6 +36,7 @@ from offline.jobs import (
     job,
     leftovers,
     states,
+    stop_after,
 )
 
 
@@ -158,7 +161,7 @@ def test_killed_while_the_old_output_is_replaced(tmp_path: Path, monkeypatch: py
 
     def killed(self: Path, target: Path) -> Path:
         calls.append(self)
-        if len(calls) == {"before": 1, "between": 2, "after": 3}[moment]:
+        if len(calls) >= {"before": 1, "between": 2, "after": 3}[moment]:  # what is killed puts nothing back
             raise KeyboardInterrupt
         return rename(self, target)
 
@@ -175,6 +178,57 @@ def test_killed_while_the_old_output_is_replaced(tmp_path: Path, monkeypatch: py
     for mean in SEVERAL[:2]:
         check(tmp_path / "out" / mean.name, told, mean)
     assert leftovers(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("means", [None, [Mean("window2/step3", (1, 2), None)]])
+@pytest.mark.parametrize("then", ["another plan", "without overwriting", "one that fails"])
+def test_killed_between_the_renames_the_old_output_comes_back_whatever_is_done_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, means: list[Mean] | None, then: str
+) -> None:
+    work = inputs(tmp_path, means=means)
+    target = tmp_path / "out" / work.means[0].name
+    done(job(tmp_path, work))
+    before = held(target)
+    rename, calls = Path.rename, []
+
+    def killed(self: Path, to: Path) -> Path:
+        calls.append(self)
+        if len(calls) >= 2:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            done(job(tmp_path, inputs(tmp_path, means=means, out_dtype="float32"), overwrite=True))
+    assert not target.exists()
+    other = inputs(tmp_path, means=means, out_dtype="float64")
+    if then == "without overwriting":
+        with pytest.raises(LawaError, match=f"{target} exists already"):
+            done(job(tmp_path, other))
+    else:
+
+        def finish(mean: Mean, folder: Path) -> None:
+            assert held(target) == before
+            raise LawaError("at fault") if then == "one that fails" else KeyboardInterrupt
+
+        with pytest.raises((LawaError, KeyboardInterrupt)):
+            done(job(tmp_path, other, overwrite=True, finish=finish))
+    assert held(target) == before
+
+
+def test_the_progress_of_a_job_that_goes_on_begins_where_it_is(tmp_path: Path) -> None:
+    work = inputs(tmp_path)
+    interrupted(tmp_path, work, 4)
+    told: list[int] = []
+    done(job(tmp_path, work), progress=told.append)
+    assert told[0] == sum(item.stop - item.start for item in work.items[:4])
+    assert sum(told) == 95 + 7
+
+
+def test_who_is_interrupted_is_told_the_way_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match=r"kept in .*/\.out\.averaging, and the same command goes on"):
+        done(job(tmp_path), progress=stop_after(1))
 
 
 def test_killed_before_the_old_output_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +253,36 @@ def test_killed_before_the_old_output_is_removed(tmp_path: Path, monkeypatch: py
     for mean in SEVERAL:
         check(tmp_path / "out" / mean.name, told, mean)
     assert leftovers(tmp_path) == ["out"]
+
+
+def test_an_old_output_that_comes_back_is_not_taken_for_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the old one was removed; then somebody removed the new one."""
+    done(job(tmp_path, inputs(tmp_path)))
+    told = states(seed=70)
+    work = inputs(tmp_path, told)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *at, **how: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            done(job(tmp_path, work, overwrite=True))
+    shutil.rmtree(tmp_path / "out")
+    done(job(tmp_path, work, overwrite=True))
+    check(tmp_path / "out", told, work.means[0])
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_ctrl_c_on_the_command_line_says_the_way_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*at: Any, **how: Any) -> None:
+        raise KeyboardInterrupt
+
+    inputs(tmp_path)
+    monkeypatch.setattr(execute, "do", interrupt)
+    command = ["average", str(tmp_path / "step0"), str(tmp_path / "step1"), "--output", str(tmp_path / "out")]
+    assert main(command) == 130
+    assert "lawa average: interrupted; what is done is kept in" in capsys.readouterr().err
 
 
 def test_killed_between_the_last_rename_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +388,8 @@ def test_killed_at_random_moments_it_leaves_nothing_or_a_whole_output(tmp_path: 
             elif place.exists():
                 assert whole(place, mean)
                 complete += 1
+            elif kind == "overwrite":
+                assert (tmp_path / ".out.averaging" / "replaced" / "out" / "old.txt").exists()
         kills += child.returncode == -signal.SIGKILL
         partly += (tmp_path / ".out.averaging" / "journal").exists()
         if complete == len(expected) and not (tmp_path / ".out.averaging").exists():

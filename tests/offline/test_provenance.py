@@ -11,6 +11,7 @@ from lawa.checkpoints.formats.safetensors import header_bytes, read_header
 from lawa.checkpoints.hub import Repo
 from lawa.checkpoints.publish import write_manifest
 from lawa.checkpoints.select import Found
+from lawa.checkpoints.sources import stamps
 from lawa.offline import card, provenance
 from lawa.offline.plan import Mean, Plan, make_plan
 from lawa.offline.policy import Policy, match
@@ -95,6 +96,21 @@ def test_rounded_where_the_output_does_not_hold_what_an_input_has(
 ) -> None:
     one = catalog(tmp_path, weights(tmp_path / "model.safetensors", {"w": (stored, (4,))}))
     plan = planned([one], Mean("", (0,), None), out_dtype=out)
+    assert provenance.describe(plan, plan.means[0])["rounded"] is rounded
+
+
+@pytest.mark.parametrize(
+    ("stored", "sums", "rounded"),
+    [
+        ("bfloat16", "float32", True), ("float16", "float32", True), ("float32", "float32", False),
+        ("float32", "float64", True), ("float64", "float64", False),
+    ],
+)  # fmt: skip
+def test_rounded_where_the_output_does_not_hold_the_sums(stored: str, sums: str, rounded: bool, tmp_path: Path) -> None:
+    catalogs = [
+        catalog(tmp_path / name, weights(tmp_path / name / "model.safetensors", {"w": (stored, (4,))})) for name in "ab"
+    ]
+    plan = make_plan(catalogs, match(catalogs, Policy()), [Mean("", (0, 1), None)], accumulate=sums)
     assert provenance.describe(plan, plan.means[0])["rounded"] is rounded
 
 
@@ -185,7 +201,7 @@ def test_what_was_put_together_elsewhere_is_listed_as_it_was(tmp_path: Path) -> 
         (checkpoint / name).write_bytes(b"12345")
     write_manifest(checkpoint / "training")
     write_manifest(checkpoint)
-    one = Catalog(**{**vars(catalog(checkpoint, spooled)), "format": "dcp"})
+    one = Catalog(**{**vars(catalog(checkpoint, spooled)), "format": "dcp", "sources": stamps(checkpoint)})
     [described] = provenance.inputs([one], [found(checkpoint, 7)])
     assert [(file["name"], file["bytes"], file["known_by"]) for file in described["files"]] == [
         ("weights/.metadata", 5, "manifest"), ("weights/__0_0.distcp", 5, "manifest"),
@@ -195,7 +211,8 @@ def test_what_was_put_together_elsewhere_is_listed_as_it_was(tmp_path: Path) -> 
 def test_of_a_spooled_file_the_file_itself_is_listed(tmp_path: Path) -> None:
     spooled = weights(tmp_path / "scratch" / "0.safetensors")
     (tmp_path / "ckpt_5.pt").write_bytes(b"123")
-    [described] = provenance.inputs([catalog(tmp_path, spooled)], [found(tmp_path / "ckpt_5.pt", 5)])
+    one = Catalog(**{**vars(catalog(tmp_path, spooled)), "sources": stamps(tmp_path / "ckpt_5.pt")})
+    [described] = provenance.inputs([one], [found(tmp_path / "ckpt_5.pt", 5)])
     assert described["files"] == [{"name": "ckpt_5.pt", "bytes": 3}]
 
 

@@ -71,12 +71,17 @@ def test_steps_without_a_whole_window_are_told_once() -> None:
     [
         ({"sizes": (5,)}, "a window of 5, spacing 1, spans 5 checkpoints, and there are 4"),
         ({"sizes": (3,), "spacing": 2, "rolling": True}, "a window of 3, spacing 2, spans 5 checkpoints"),
-        ({"sizes": (0,)}, "must be at least 1"),
-        ({"sizes": (2,), "spacing": 0}, "must be at least 1"),
+        ({"sizes": (0,)}, r"window=\(0,\) must be whole numbers of checkpoints, and at least 1"),
+        ({"sizes": (2,), "spacing": 0}, "spacing=0 must be whole numbers of checkpoints, and at least 1"),
         ({"rolling": True}, "give --window K"),
         ({"spacing": 2}, "give --window K"),
-        ({"sizes": (3, 3)}, "window3 were given twice"),
-        ({"families": ("linear", "linear")}, "linear were given twice"),
+        ({"sizes": (3, 3)}, "window=3 was given twice"),
+        ({"families": ("linear", "linear")}, "coefficients='linear' was given twice"),
+        ({"families": ([0.5, 0.5], [0.5, 0.5])}, r"coefficients=\[0\.5, 0\.5\] was given twice"),
+        ({"sizes": ()}, r"window=\(\) must be whole numbers"),
+        ({"sizes": "35"}, r"window='35' must be whole numbers"),
+        ({"sizes": (2.5,)}, r"window=\(2\.5,\) must be whole numbers"),
+        ({"sizes": (2,), "spacing": "2"}, r"spacing='2' must be whole numbers"),
         ({"families": ("lineal",)}, "coefficients='lineal' is unknown"),
         ({"families": ((0.5, 0.5),)}, "2 coefficients were given for 4 snapshots"),
     ],
@@ -84,6 +89,18 @@ def test_steps_without_a_whole_window_are_told_once() -> None:
 def test_what_cannot_be_had(windows: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         made(4, **windows)
+
+
+def test_several_lists_of_numbers_are_numbered() -> None:
+    lists = ([0.25, 0.75], [0.75, 0.25])
+    decays = ({"decay": [1, 0.5, 0]}, {"decay": [1, 0.25, 0]})
+    named = made(2, families=("uniform", *lists, *decays))
+    assert list(named) == ["uniform", "explicit1", "explicit2", "decay-values1", "decay-values2"]
+    assert list(made(2, sizes=(2,), families=("linear", lists[0]))) == ["linear", "explicit"]
+    assert list(made(2, sizes=(2,), rolling=True, families=lists)) == [
+        "explicit1/step00000200",
+        "explicit2/step00000200",
+    ]
 
 
 def test_checkpoints_that_no_mean_has_are_left_out() -> None:

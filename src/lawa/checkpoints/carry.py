@@ -12,17 +12,23 @@ from lawa.records import read_json, write_json
 BESIDE = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
     "merges.txt", "spiece.model", "*.jinja", "preprocessor_config.json", "processor_config.json", "configuration_*.py",
-    "modeling_*.py", "tokenization_*.py",
+    "modeling_*.py", "tokenization_*.py", "*.tiktoken", "*.bpe.model",
 )  # fmt: skip
 """Configuration and tokenizer, and the code that an auto_map in them names."""
 
 CONFIG = "config.json"
+PROVENANCE = "provenance.json"
 _DTYPE = ("dtype", "torch_dtype")  # transformers 5 and before
 
 
 def is_beside(name: str) -> bool:
     """Whether a file at the top of a model's directory belongs to the model, and is no weights."""
     return any(fnmatchcase(name, pattern) for pattern in BESIDE)
+
+
+def home_of(checkpoint: Path) -> Path | None:
+    """Where its configuration and tokenizer lie: in itself, or beside it."""
+    return next((place for place in (checkpoint, checkpoint.parent) if (place / CONFIG).is_file()), None)
 
 
 def carry(source: Path, target: Path, *, dtype: str | None = None) -> None:

@@ -12,6 +12,10 @@ ITEMSIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
 }  # fmt: skip
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Of a Hugging Face directory, in the order in which transformers looks for them."""
+
+Stamp = tuple[int, int] | None  # of a file: bytes, and when it was last written, in ns; None where there is none
 AVERAGED = ("float64", "float32", "float16", "bfloat16")  # the others keep their latest value
 
 
@@ -45,6 +49,7 @@ class Catalog:
     directory  where its configuration and tokenizer lie, if anywhere
     format     as `lawa inspect` calls it
     tensors    by canonical name, in the file's order; tied ones under each of their names, at the same place
+    sources    the files that it was read from, as they were before: `tensors` may have been put together of them
     """
 
     label: str
@@ -52,6 +57,7 @@ class Catalog:
     format: str
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    sources: Mapping[Path, Stamp] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def nbytes(self) -> int:

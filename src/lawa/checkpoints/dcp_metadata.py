@@ -8,6 +8,7 @@ directory goes through `check` before DCP sees it.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def read(directory: Path) -> Tensors:
     Raises LawaError for a damaged file, and for a name in it that DCP does not write.
     """
     return {name: one for name, one in _read(directory).items() if one is not None}
+
+
+def ways(directory: Path) -> Mapping[str, Any]:
+    """What DCP's planner noted of the way to each tensor in the nested state that was saved; read it first."""
+    with (directory / METADATA).open("rb") as opened:
+        return getattr(_StandIns(opened).load(), "planner_data", None) or {}
 
 
 def check(directory: Path) -> None:

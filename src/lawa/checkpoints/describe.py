@@ -5,42 +5,43 @@ No torch but for the formats that only torch can read; nothing is fetched of a r
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from lawa.checkpoints import dcp_metadata, formats, hub
-from lawa.checkpoints.catalog import Catalog
-from lawa.checkpoints.select import Found, checkpoints_in, has_weights, step_of
-
-_DCP_PLACES = (".", "weights", "pytorch_model_fsdp_0")
-_OPTIMIZER = ("optimizer", "optim", "optimizer_states")
+from lawa.checkpoints import formats, hub
+from lawa.checkpoints.catalog import Catalog, Stored
+from lawa.checkpoints.formats import dcp
+from lawa.checkpoints.named import named
+from lawa.checkpoints.select import Found, checkpoints_in, has_weights, is_one, step_of
 
 
 def checkpoint(path: Path) -> dict[str, Any]:
-    """format, tensors, parameters and dtypes {dtype: elements} of the checkpoint at `path`, a directory or a file.
+    """Of the checkpoint at `path`, a directory or a file: its format, how many tensors and parameters it has, dtypes
+    {dtype: elements}, and the listing of its tensors: name (as options and averages have it), dtype, shape.
 
-    The three are None where they are known only once it is loaded whole. Raises LawaError for what is not recognised
-    or damaged.
+    All but the format are None where they are known only once it is loaded whole. Raises LawaError for what is not
+    recognised or damaged, and for a DCP directory of which it cannot be told what the model's tensors are.
     """
     form = formats.look(path)
     if form.name == "dcp":
-        return {"format": form.name, **_counted(_of_dcp(path))}
+        return {"format": form.name, **_of_catalog(named(dcp.foreseen(path)))}
     if form.whole:
         return {"format": form.name, **_UNKNOWN}
     try:
         catalog = formats.catalog(path, scratch=_refuse)
     except _Spooled:
         return {"format": form.name, **_UNKNOWN}
-    return {"format": form.name, **_counted(_of_catalog(catalog))}
+    return {"format": form.name, **_of_catalog(named(catalog))}
 
 
 def folder(path: Path) -> dict[str, Any] | None:
     """The checkpoints by step in `path`, under "kind": "trajectory", the latest one described; None where there are
     none, or it is a checkpoint itself."""
     found = [] if has_weights(path) else checkpoints_in(path)
-    if not found:
+    if not found or is_one(path, found):
         return None
     return {
         "kind": "trajectory",
@@ -53,13 +54,13 @@ def folder(path: Path) -> dict[str, Any] | None:
 def repo(given: hub.Repo, *, offline: bool = False) -> dict[str, Any]:
     """A revision on the hub, under "kind": "repo": its commit, what would be fetched, and its tensors where their
     headers can be read; without a revision `main`, and which steps the others are of."""
+    hub.check_client(given)
     listed = [] if given.revision else hub.revisions(given, offline=offline)
     pinned = hub.pin(hub.Repo(given.name, given.revision or "main"), offline=offline)
-    headers = hub.headers(pinned)
     if pinned.cached is not None:
         held = checkpoint(pinned.cached)
-    elif headers is not None:
-        held = {"format": "hf", **_counted(headers)}
+    elif (headers := hub.headers(pinned)) is not None:
+        held = {"format": "hf", **_told(headers)}
     else:
         held = {"format": None, **_UNKNOWN}
     return {
@@ -75,36 +76,27 @@ def repo(given: hub.Repo, *, offline: bool = False) -> dict[str, Any]:
     }
 
 
-_UNKNOWN = {"tensors": None, "parameters": None, "dtypes": None}
+_UNKNOWN = {"tensors": None, "parameters": None, "dtypes": None, "listing": None}
 
 
-def _counted(tensors: Iterable[tuple[str, int]]) -> dict[str, Any]:
-    """Of (dtype, elements)."""
-    listed = list(tensors)
+def _told(tensors: Mapping[str, tuple[str, tuple[int, ...]]], tied: Container[str] = ()) -> dict[str, Any]:
+    """Of {name: (dtype, shape)}; names of other tensors (`tied`) are listed, and not counted."""
     elements: Counter[str] = Counter()
-    for dtype, number in listed:
-        elements[dtype] += number
-    return {"tensors": len(listed), "parameters": sum(elements.values()), "dtypes": dict(elements)}
+    own = [name for name in tensors if name not in tied]
+    for dtype, shape in (tensors[name] for name in own):
+        elements[dtype] += math.prod(shape)
+    return {
+        "tensors": len(own),
+        "parameters": sum(elements.values()),
+        "dtypes": dict(elements),
+        "listing": [{"name": name, "dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors.items()],
+    }
 
 
-def _of_catalog(catalog: Catalog) -> list[tuple[str, int]]:
-    """Tied ones once."""
-    return [(stored.dtype, stored.numel) for stored in dict.fromkeys(catalog.tensors.values())]
-
-
-def _of_dcp(path: Path) -> list[tuple[str, int]]:
-    place = next(path / name for name in _DCP_PLACES if (path / name / dcp_metadata.METADATA).is_file())
-    found = dcp_metadata.read(place)
-    return [
-        (dtype, _numel(shape)) for name, (dtype, shape) in found.items() if name.partition(".")[0] not in _OPTIMIZER
-    ]
-
-
-def _numel(shape: Iterable[int]) -> int:
-    number = 1
-    for size in shape:
-        number *= size
-    return number
+def _of_catalog(catalog: Catalog) -> dict[str, Any]:
+    first: dict[Stored, str] = {}
+    tied = {name for name, stored in catalog.tensors.items() if first.setdefault(stored, name) != name}
+    return _told({name: (stored.dtype, stored.shape) for name, stored in catalog.tensors.items()}, tied)
 
 
 def _listed(found: Found) -> dict[str, Any]:

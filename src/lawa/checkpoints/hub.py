@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from lawa.checkpoints.carry import is_beside
+from lawa.checkpoints.catalog import WEIGHTS
 from lawa.errors import LawaError, require
 
 # The first kind of which a repo has files is fetched.
 _WEIGHTS = (
-    ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
+    (*WEIGHTS[:2], "model-*.safetensors"),
+    (*WEIGHTS[2:], "pytorch_model-*.bin"),
     ("layer_*-model_*-model_states.pt",),  # GPT-NeoX
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -87,7 +88,9 @@ def revisions(repo: Repo, *, offline: bool = False) -> list[str]:
                 return [ref.name for ref in [*refs.branches, *refs.tags]]
         except _Unreachable as away:
             if not _cached_revisions(repo):
-                raise LawaError(f"{away}, and no revision of {repo.name} is in its cache") from None
+                raise LawaError(
+                    f"{_no_path(repo)}; on the hub: {away}, and no revision of {repo.name} is in its cache"
+                ) from None
     return _cached_revisions(repo)
 
 
@@ -120,8 +123,8 @@ def pin_all(repos: Sequence[Repo], *, offline: bool = False) -> list[Pinned]:
         return list(pool.map(lambda repo: pin(repo, offline=offline), repos))
 
 
-def headers(pinned: Pinned) -> list[tuple[str, int]] | None:
-    """(dtype as torch calls it, elements) of every tensor, from its safetensors files' headers; None without any."""
+def headers(pinned: Pinned) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+    """{name: (dtype as torch calls it, shape)} of every tensor, from safetensors files' headers; None without any."""
     if not any(name.endswith(".safetensors") for name in pinned.files):
         return None
     try:
@@ -129,8 +132,8 @@ def headers(pinned: Pinned) -> list[tuple[str, int]] | None:
             found = _client().HfApi().get_safetensors_metadata(pinned.repo.name, revision=pinned.commit)
     except _Unreachable as away:
         raise LawaError(f"{away}; try again") from None
-    tensors = [one for file in found.files_metadata.values() for one in file.tensors.values()]
-    return [(_torch_name(one.dtype), one.parameter_count) for one in tensors]
+    tensors = [one for file in found.files_metadata.values() for one in file.tensors.items()]
+    return {name: (_torch_name(one.dtype), tuple(one.shape)) for name, one in tensors}
 
 
 def fetch_all(pinned: Sequence[Pinned], *, done: Callable[[Pinned], None] = lambda one: None) -> list[Path]:
@@ -183,7 +186,9 @@ def _in_cache(repo: Repo, why: str) -> Pinned:
     try:
         found = client.snapshot_download(repo.name, revision=repo.revision, allow_patterns=[], local_files_only=True)
     except client.errors.LocalEntryNotFoundError:
-        raise LawaError(f"{why}, and {repo} is not in its cache ({client.constants.HF_HUB_CACHE})") from None
+        raise LawaError(
+            f"{_no_path(repo)}; on the hub: {why}, and {repo} is not in its cache ({client.constants.HF_HUB_CACHE})"
+        ) from None
     return Pinned(repo, Path(found).name, cached=Path(found))
 
 
@@ -228,8 +233,8 @@ def _sentences(repo: Repo) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise LawaError(
-            f"{repo.name} is neither a path here nor a model at {endpoint} that you may see; look at its name, or log "
-            "in for a private one (hf auth login)"
+            f"{_no_path(repo)}, nor a model at {endpoint} that you may see; look at its name, or log in for a private "
+            "one (hf auth login)"
         ) from None
     except errors.RevisionNotFoundError:
         raise LawaError(
@@ -275,8 +280,21 @@ def _offline(asked: bool) -> bool:
     return asked or bool(_client().constants.HF_HUB_OFFLINE)
 
 
+def _no_path(repo: Repo) -> str:
+    """What a mistyped path is told first: it reads like a repo where it has one slash."""
+    return f"there is no path {repo.name}"
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def check_client(repo: Repo) -> None:
+    """LawaError where huggingface_hub is not installed."""
+    try:
+        _client()
+    except LawaError as missing:
+        raise LawaError(f"{_no_path(repo)}; for a repo of that name on the hub, {missing}") from None
 
 
 def _client() -> Any:

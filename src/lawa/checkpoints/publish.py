@@ -64,13 +64,20 @@ def complete(
 ) -> None:
     """Make the written directory `partial` the published one at `path`; the settings as in write_manifest.
 
-    aside  where a directory that is at `path` goes once `partial` is whole; without it, `path` must be free
+    aside  where a directory that is at `path` goes once `partial` is whole, and comes back from where that fails;
+           without it, `path` must be free
     """
     path = Path(path)
     write_manifest(partial, known, sync=sync, digests=digests)
-    if aside is not None and path.exists():
-        path.rename(aside)
-    partial.rename(path)
+    replaced = aside if path.exists() else None
+    try:
+        if replaced is not None:
+            path.rename(replaced)
+        partial.rename(path)
+    except BaseException:
+        if replaced is not None and not path.exists():
+            replaced.rename(path)
+        raise
     if sync:
         _to_disk(path.parent)
 

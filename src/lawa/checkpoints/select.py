@@ -13,13 +13,15 @@ Where only checkpoints are named and something is to be selected, they are taken
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 
 from lawa.checkpoints import hub
+from lawa.checkpoints.catalog import WEIGHTS
 from lawa.checkpoints.hub import Repo
 from lawa.errors import LawaError, UsageError
 
@@ -33,12 +35,7 @@ _NUMBERS = (
 )
 _SHARD = re.compile(r"-of-\d+")  # checkpoint-00001-of-00002.bin is a part of one
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_OWN_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_UNFINISHED = (".", "tmp-")  # what is being written: .checkpoint-500.partial, tmp-checkpoint-500
 _NAMED = 5  # steps that a message lists
 
 
@@ -73,6 +70,9 @@ class Selection:
     before: int | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("last", self.last), ("before", self.before)):
+            if not isinstance(value, int | None):
+                raise UsageError(f"{name}={value!r} must be a whole number")
         if self.last is not None and self.last < 1:
             raise UsageError(f"last={self.last} must be at least 1")
         wanted(self.steps)  # raises where it is no such thing
@@ -85,8 +85,9 @@ class Selection:
         """The selected ones among a trajectory's, in the order of their steps. LawaError naming steps that are not."""
         exact, inside = wanted(self.steps)
         have = [one.step for one in found]
-        if missing := [step for step in exact or () if step not in have]:
-            raise LawaError(f"{where} has no checkpoint of step {_some(missing)}; it has {_some(have)}")
+        there = set(have)
+        if (missing := next((step for step in exact or () if step not in there), None)) is not None:
+            raise LawaError(f"{where} has no checkpoint of step {missing}; it has {_some(have)}")
         chosen = [
             one
             for one in found
@@ -142,22 +143,44 @@ def step_of(name: str) -> int | None:
 
 
 def checkpoints_in(folder: Path) -> list[Found]:
-    """What lies in `folder` under a name that tells a step, or in its `checkpoints`; by step, hidden ones left out."""
+    """What lies in `folder`, or its `checkpoints`, under a name that tells a step; by step, no unfinished ones."""
     inside = folder / "checkpoints"
     folder = inside if inside.is_dir() else folder
     found = [
         Found(label=str(entry), step=step, path=entry)
         for entry in folder.iterdir()
         if (step := step_of(entry.name)) is not None
-        and not entry.name.startswith(".")
+        and not entry.name.startswith(_UNFINISHED)
         and (entry.suffix in _FILES if entry.is_file() else entry.is_dir())
     ]
-    return _by_step(found, str(folder))
+    # A trainer that cannot gather ZeRO-3's weights saves its last checkpoint once more: RUN/global_step1000.
+    again = {one.path for one in found if one.path == latest_of(folder)}
+    others = {one.step for one in found if one.path not in again}
+    return _by_step([one for one in found if one.path not in again or one.step not in others], str(folder))
 
 
 def has_weights(folder: Path) -> bool:
     """Whether transformers would load a model from it."""
-    return any((folder / name).is_file() for name in _OWN_WEIGHTS)
+    return any((folder / name).is_file() for name in WEIGHTS)
+
+
+def is_one(folder: Path, inside: Sequence[Found]) -> bool:
+    """Whether `folder` is one checkpoint though `checkpoints_in` finds some inside: as a trainer on DeepSpeed writes
+    it, with `latest`, the only step that this names, and an export beside them or a step in its own name.
+
+        checkpoint-500/model.safetensors  latest  global_step500/
+    """
+    return (
+        latest_of(folder) is not None
+        and {one.path for one in inside} == {latest_of(folder)}
+        and (has_weights(folder) or step_of(folder.name) is not None)
+    )
+
+
+def latest_of(folder: Path) -> Path | None:
+    """DeepSpeed's folder of masters in the checkpoint `folder`, which its file latest names."""
+    latest = folder / "latest"
+    return folder / latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
 
 
 def uneven(found: Sequence[Found]) -> tuple[int, int] | None:
@@ -166,8 +189,11 @@ def uneven(found: Sequence[Found]) -> tuple[int, int] | None:
     return next(((a, b) for a, b in pairwise(steps) if b - a != steps[1] - steps[0]), None)
 
 
-def wanted(steps: Steps | None) -> tuple[list[int] | None, Callable[[int], bool]]:
-    """(the steps that must be there, if they are listed; whether another is inside what was asked for)."""
+def wanted(steps: Steps | None) -> tuple[Collection[int] | None, Callable[[int], bool]]:
+    """(the steps that must be there, ascending, if they are listed; whether another is inside what was asked for).
+
+    A range stays one, however many steps it has.
+    """
 
     def everything(step: int) -> bool:
         return True
@@ -175,21 +201,29 @@ def wanted(steps: Steps | None) -> tuple[list[int] | None, Callable[[int], bool]
     if steps is None:
         return None, everything
     if not isinstance(steps, str):
-        return sorted(set(steps)), everything
+        return _listed(steps), everything
     try:
         if ":" not in steps:
-            return sorted({int(step) for step in steps.split(",")}), everything
-        first, last, *spacing = (int(part) for part in steps.split(":"))
-        if spacing:
-            [apart] = spacing
-            listed = list(range(first, last + 1, apart))
-        else:
-            listed = None
-    except ValueError:
+            return _listed([int(step) for step in steps.split(",")]), everything
+        first, last, *stride = (int(part) for part in steps.split(":"))
+        listed = range(first, last + 1, *stride) if stride else None
+    except (ValueError, TypeError):
         raise UsageError(f"steps={steps!r} is not A:B:S, A:B or A,B,… in updates, as 1000:10000:1000") from None
-    if last < first or listed == []:
+    if last < first or (listed is not None and not listed):
         raise UsageError(f"steps={steps!r} holds no step: A is the first and B the last")
     return listed, lambda step: first <= step <= last
+
+
+def _listed(steps: Sequence[int]) -> Collection[int]:
+    if isinstance(steps, range):
+        listed: Collection[int] = steps if steps.step > 0 else steps[::-1]
+    elif isinstance(steps, Sequence) and all(isinstance(step, Integral) for step in steps):
+        listed = dict.fromkeys(sorted(steps))
+    else:
+        raise UsageError(f"steps={steps!r} must be updates, as [1000, 2000], or text, as '1000:10000:1000'")
+    if not listed:
+        raise UsageError(f"steps={steps!r} holds no step")
+    return listed
 
 
 @dataclass(frozen=True)
@@ -205,6 +239,7 @@ def _source(given: str | Path, *, asked: bool, offline: bool) -> Found | _Trajec
     repo = hub.parse(str(given))
     if repo is None:
         raise LawaError(f"{given} does not exist; name a checkpoint, a run's directory, or ORG/NAME@REVISION")
+    hub.check_client(repo)
     pattern = repo.revision or ("*" if asked else None)
     if pattern is None or "*" not in pattern:
         return _on_hub(replace(repo, revision=pattern or "main"))
@@ -224,6 +259,8 @@ def _of_path(path: Path, *, asked: bool) -> Found | _Trajectory:
     if not found:
         if (path / "checkpoints").is_dir():
             raise LawaError(f"{path / 'checkpoints'} holds no checkpoint yet; wait for its first, or name another run")
+        return explicit
+    if is_one(path, found):
         return explicit
     if not asked and has_weights(path):
         raise UsageError(

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"lawa {given.verb}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        print(f"lawa {given.verb}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupted:
+        print("; ".join([f"lawa {given.verb}: interrupted", *map(str, interrupted.args)]), file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output has gone, as in `lawa report … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shlex
 import sys
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lawa.cli.table import show
-from lawa.errors import require
 
 if TYPE_CHECKING:
     from lawa.offline.average import Averaging, Making
@@ -81,10 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    require("rich", extra="train")
     from lawa.offline.average import Averaging
 
-    with _shown() as progress:
+    with _bars() if sys.stderr.isatty() and importlib.util.find_spec("rich") else _lines() as progress:
         work = Averaging(*_settings(given), dry_run=given.dry_run, progress=progress)
         if given.dry_run:
             return _describe(work, as_json=given.json)
@@ -119,6 +118,7 @@ def _settings(given: argparse.Namespace) -> tuple[Asked, Making]:
         out_dtype=given.out_dtype,
         shard_bytes=bytes_of(given.shard_size),
         overwrite=given.overwrite,
+        allow_duplicates=given.allow_duplicates,
         offline=given.offline,
     )
     making = Making(
@@ -127,7 +127,6 @@ def _settings(given: argparse.Namespace) -> tuple[Asked, Making]:
         digest=given.digest,
         verify=given.verify,
         allow_non_finite=given.allow_non_finite,
-        allow_duplicates=given.allow_duplicates,
         push_to_hub=given.push_to_hub,
         private=given.private,
         cluster=cluster_at(given.cluster),
@@ -153,26 +152,34 @@ def _describe(work: Averaging, *, as_json: bool) -> int:
 
 
 @contextmanager
-def _shown() -> Iterator[Progress]:
-    """A bar on stderr where that is a terminal, else a line every ten seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
-    tasks: dict[str, TaskID] = {}
+def _lines() -> Iterator[Progress]:
+    """A line on stderr every ten seconds."""
     told = time.monotonic()
 
     def progress(what: str, done: int, total: int) -> None:
         nonlocal told
+        if time.monotonic() - told > _LINE_EVERY:
+            told = time.monotonic()
+            print(f"{what}: {done / total:.0%}", file=sys.stderr, flush=True)
+
+    yield progress
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """A bar for each thing that is done, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bars = Bars(*columns, console=Console(stderr=True, highlight=False), transient=True)
+    tasks: dict[str, TaskID] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total)
         bars.update(tasks[what], completed=done, total=total)
-        if not console.is_terminal and time.monotonic() - told > _LINE_EVERY:
-            told = time.monotonic()
-            console.print(f"{what}: {done / total:.0%}", markup=False)
 
     with bars:
         yield progress

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterable
 
 
 def show(lines: Iterable[tuple[str, str]]) -> None:
-    """A table on a terminal, plain lines elsewhere; what is said of several things is named once."""
+    """A table on a terminal, plain lines elsewhere and without rich; what is said of several things is named once."""
     named, before = [], None
     for what, text in lines:
         named.append(("" if what == before else what, text))
         before = what
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or not importlib.util.find_spec("rich"):
         for what, text in named:
             print(f"{what:<14} {text}")
         return

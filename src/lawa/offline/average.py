@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from lawa.checkpoints.carry import carry
-from lawa.checkpoints.scratch import scratch
 from lawa.checkpoints.select import Selection, Steps
 from lawa.errors import LawaError, UsageError
-from lawa.offline import card, provenance
+from lawa.offline import card, provenance, push
 from lawa.offline.job import Job, root_of
-from lawa.offline.plan import Mean
+from lawa.offline.plan import Mean, Plan
 from lawa.offline.policy import Policy
 from lawa.offline.prepare import Asked, Progress, prepare
 from lawa.offline.preview import preview
+from lawa.offline.scratch import scratch
 from lawa.offline.windows import Families, Windows, families_of
 from lawa.parallel import Cluster
 from lawa.records import write_json
@@ -50,8 +50,8 @@ def average(
     out_dtype: str | None = None,
     format: str = "hf",
     shard_size: int | str = "5GB",
-    ignore: Iterable[str] = (),
-    latest: Iterable[str] = (),
+    ignore: str | Iterable[str] = (),
+    latest: str | Iterable[str] = (),
     buffers: str = "drop",
     ties: str = "keep",
     overwrite: bool = False,
@@ -92,11 +92,12 @@ def average(
     progress    called with (what is done, how much of it, of how much)
 
     Returns the output's Path; of several averages (rolling, or several windows or coefficients) an iterator of their
-    Paths, each as it is published; of a dry run a dict of what would be done. Raises UsageError for what cannot be
-    meant, LawaError for all else, with no output but those that are whole. A killed one goes on when called again.
+    Paths, each as it is published: since all are made in one pass, the first comes when all are computed, and all lie
+    on the disk together. Of a dry run a dict of what would be done. Raises UsageError for what cannot be meant,
+    LawaError for all else, with no output but those that are whole. A killed one goes on when called again.
     """
     windows = Windows(
-        sizes=(window,) if isinstance(window, int) else window,
+        sizes=window if window is None or isinstance(window, Sequence) else (window,),
         spacing=spacing,
         rolling=rolling,
         families=families_of(coefficients),
@@ -106,16 +107,18 @@ def average(
         output=Path(output),
         selection=Selection(steps=steps, last=last, before=before),
         windows=windows,
-        policy=Policy(ignore=tuple(ignore), latest=tuple(latest), buffers=buffers, ties=ties),
+        policy=Policy(ignore=_several(ignore), latest=_several(latest), buffers=buffers, ties=ties),
         accumulate=dtype,
         out_dtype=out_dtype,
         shard_bytes=bytes_of(shard_size),
         overwrite=overwrite,
+        allow_duplicates=allow_duplicates,
         offline=offline,
     )
     making = Making(
-        threads=threads or cores(), format=format, digest=digest, verify=verify, allow_non_finite=allow_non_finite,
-        allow_duplicates=allow_duplicates, push_to_hub=push_to_hub, private=private, cluster=cluster_at(cluster),
+        threads=cores() if threads is None else threads, format=format, digest=digest, verify=verify,
+        allow_non_finite=allow_non_finite, push_to_hub=push_to_hub, private=private,
+        cluster=cluster_at(cluster),
     )  # fmt: skip
     work = Averaging(asked, making, dry_run=dry_run, progress=progress)
     for warning in work.prepared.warnings:
@@ -141,7 +144,6 @@ class Making:
     digest: bool = False
     verify: bool = False
     allow_non_finite: bool = False
-    allow_duplicates: bool = False
     push_to_hub: str | None = None
     private: bool | None = None
     cluster: Cluster | None = None
@@ -150,8 +152,8 @@ class Making:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise UsageError(f"format={self.format!r} must be one of {', '.join(FORMATS)}")
-        if self.threads < 1:
-            raise UsageError(f"threads={self.threads} must be at least 1")
+        if not isinstance(self.threads, int) or self.threads < 1:
+            raise UsageError(f"threads={self.threads!r} must be a whole number, and at least 1")
 
 
 class Averaging:
@@ -162,6 +164,8 @@ class Averaging:
     ) -> None:
         self.asked, self.making = asked, making
         self._progress = progress or (lambda what, done, total: None)
+        if making.push_to_hub is not None:
+            push.check(making.push_to_hub)
         stack = ExitStack()
         self._close = weakref.finalize(self, stack.close)  # of what is prepared and never run, too
         try:
@@ -179,14 +183,16 @@ class Averaging:
         """Each output with its mean, as it is published. What can be checked is checked before this returns."""
         plan, making = self.prepared.plan, self.making
         assert plan is not None  # a dry run is not run
-        for equal in self.prepared.equal if not making.allow_duplicates else ():
+        for equal in self.prepared.equal:
             one, other = (plan.catalogs[index].label for index in equal[:2])
             raise LawaError(
                 f"{one} and {other} have the same content; is each what it says? Leave one out, or average both with "
                 "--allow-duplicates"
             )
         job = Job(plan, self.asked.output, finish=self._finish, overwrite=self.asked.overwrite)
-        _check_room(self.asked.output, plan.bytes_written)
+        _check_room(self.asked.output, plan, twice=making.format == "dcp")
+        if making.push_to_hub is not None:
+            push.reserve(making.push_to_hub, private=making.private)
         return self._outputs(job)
 
     def _outputs(self, job: Job) -> Iterator[tuple[Mean, Path]]:
@@ -222,9 +228,10 @@ class Averaging:
         plan, making = self.prepared.plan, self.making
         assert plan is not None
         source = plan.catalogs[mean.inputs[-1]].directory
-        if source is not None:
-            carry(source, folder, dtype=self.asked.out_dtype)
         made = provenance.describe(plan, mean, self._described, policy=self.asked.policy, command=making.command)
+        [dtype, *others] = made["dtype"]
+        if source is not None:
+            carry(source, folder, dtype=None if others else dtype)
         if making.verify:
             from lawa.offline.verify import verify
 
@@ -233,7 +240,7 @@ class Averaging:
         if making.format == "dcp":
             from lawa.offline.to_dcp import to_dcp
 
-            to_dcp(folder, [file.name for file in plan.files])
+            to_dcp(folder, [file.name for file in plan.files], verify=making.verify)
         write_json(folder / provenance.PROVENANCE, made)
         card.write(folder, made, title=self._title(mean))
 
@@ -242,17 +249,22 @@ class Averaging:
         """The inputs for provenance, whose digests are read once for all outputs."""
         plan, making = self.prepared.plan, self.making
         assert plan is not None
-        return provenance.inputs(plan.catalogs, self.prepared.found, digest=making.digest, threads=making.threads)
+        return provenance.inputs(
+            plan.catalogs, self.prepared.found, digest=making.digest, threads=making.threads,
+            done=lambda done, of: self._progress("digests", done, of),
+        )  # fmt: skip
 
     def _title(self, mean: Mean) -> str:
         return f"{self.asked.output.resolve().name} {mean.name}".strip()
 
     def _push(self, repo: str, mean: Mean, path: Path) -> None:
-        from lawa.offline.push import push
-
         branch = mean.name.replace("/", "-") or None
-        push(path, repo, branch=branch, private=self.making.private, title=self._title(mean))
+        push.push(path, repo, branch=branch, title=self._title(mean))
         self._progress("uploading", self.prepared.means.index(mean) + 1, len(self.prepared.means))
+
+
+def _several(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def cores() -> int:
@@ -276,8 +288,9 @@ def bytes_of(size: int | str) -> int:
     return int(float(parts[1]) * _UNITS[parts[2].upper()])
 
 
-def _check_room(output: Path, needed: int) -> None:
-    """Raise where the disk has no room for what is not written yet."""
+def _check_room(output: Path, plan: Plan, *, twice: bool) -> None:
+    """Raise where the disk has no room for what is not written yet; `twice`: one output at a time is converted."""
+    needed = plan.bytes_written + twice * plan.bytes_written // len(plan.means)
     root = root_of(output)
     begun = sum(file.stat().st_blocks * 512 for file in root.rglob("*") if file.is_file()) if root.is_dir() else 0
     there = next(folder for folder in output.resolve().parents if folder.is_dir())

@@ -10,17 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lawa.checkpoints.carry import CONFIG
+
 CARD = "README.md"
+DCP = "weights"  # the folder of an output's torch DCP
 TAGS = ("lawa", "weight-averaging", "merge")
 _ROWS = 100  # of the table of inputs
 
 
-def card(made: Mapping[str, Any], *, title: str, transformers: bool = True) -> str:
+def card(made: Mapping[str, Any], *, title: str, transformers: bool = True, dcp: bool = False) -> str:
     """The model card of an average with this provenance.
 
     transformers  whether the directory is a model of transformers: one with a config.json
+    dcp           whether its weights are torch DCP's
     """
-    return "\n".join([*_front(made, transformers), "", f"# {title}", "", *_body(made, transformers), ""])
+    use = [*_of_transformers()] if transformers else [*_of_dcp()] if dcp else []
+    return "\n".join([*_front(made, transformers), "", f"# {title}", "", *_body(made), *use, ""])
 
 
 def _front(made: Mapping[str, Any], transformers: bool) -> Iterator[str]:
@@ -33,7 +38,7 @@ def _front(made: Mapping[str, Any], transformers: bool) -> Iterator[str]:
     yield "---"
 
 
-def _body(made: Mapping[str, Any], transformers: bool) -> Iterator[str]:
+def _body(made: Mapping[str, Any]) -> Iterator[str]:
     inputs: Sequence[Mapping[str, Any]] = made["inputs"]
     kind = "uniform" if len({one["coefficient"] for one in inputs}) == 1 else "weighted"
     yield (
@@ -56,9 +61,17 @@ def _body(made: Mapping[str, Any], transformers: bool) -> Iterator[str]:
         version = made["versions"]["latest-weight-averaging"]
         yield from ("", "## To make it again", "", f"With latest-weight-averaging {version}:", "")
         yield from ("```", made["command"], "```")
-    if transformers:
-        yield from ("", "## To use it", "", "```python", "from transformers import AutoModelForCausalLM", "")
-        yield from ('model = AutoModelForCausalLM.from_pretrained("…")  # this repository', "```")
+
+
+def _of_transformers() -> Iterator[str]:
+    yield from ("", "## To use it", "", "```python", "from transformers import AutoModelForCausalLM", "")
+    yield from ('model = AutoModelForCausalLM.from_pretrained("…")  # this repository', "```")
+
+
+def _of_dcp() -> Iterator[str]:
+    yield from ("", "## To use it", "", "```python", "import torch.distributed.checkpoint as dcp", "")
+    yield from ('dcp.load({"model": model.state_dict()}, checkpoint_id="…/weights")  # of this directory', "```", "")
+    yield "`lawa average` makes a Hugging Face model directory of it."
 
 
 def _others(made: Mapping[str, Any]) -> Iterator[str]:
@@ -97,5 +110,6 @@ def _cell(text: str) -> str:
 
 def write(directory: Path, made: Mapping[str, Any], *, title: str) -> None:
     """Beside the weights in `directory`."""
-    text = card(made, title=title, transformers=(directory / "config.json").is_file())
+    dcp = (directory / DCP).is_dir()
+    text = card(made, title=title, transformers=(directory / CONFIG).is_file() and not dcp, dcp=dcp)
     (directory / CARD).write_text(text, encoding="utf-8")

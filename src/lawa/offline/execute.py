@@ -107,9 +107,9 @@ def run(
 
     with opened(outputs) as files:
         others = [threading.Thread(target=work) for _ in range(threads - 1)]
-        for thread in others:
-            thread.start()
         try:
+            for thread in others:
+                thread.start()
             work()
             for thread in others:
                 thread.join()
@@ -117,7 +117,8 @@ def run(
             failures.append(interrupted)
         finally:
             for thread in others:
-                thread.join()
+                if thread.ident is not None:  # it was started
+                    thread.join()
     if failures:
         raise failures[0]
 

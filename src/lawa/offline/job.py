@@ -1,10 +1,11 @@
 """Averaging on disk as a job that can be killed: begun, gone on with, published.
 
     .OUTPUT.averaging/job.json  journal  NAME/…     →     OUTPUT  (one average), or OUTPUT/NAME (several)
+                      replaced/…                    ←     what was there before, until its successor is
 
 The journal has the items whose bytes are written. A killed job goes on after them where its plan is the same and the
 machine was not started anew since (what was written then may have been lost); otherwise it begins anew. One that
-failed leaves nothing.
+failed leaves nothing. Whatever was replaced and has no successor in its place is put back first.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from lawa.checkpoints.publish import complete, is_published
+from lawa.checkpoints.sources import check_unchanged
 from lawa.errors import LawaError
 from lawa.offline import cluster as on_cluster
 from lawa.offline.execute import lay_out, run
@@ -64,26 +67,18 @@ class Job:
 
         sync      bring every file to disk before it is published
         digests   list SHA-256 digests in the manifests, too
-        progress  called with the elements of each item that is done: those of one input
+        progress  called with the elements, of one input, that were done before, and then with those of each item
         cluster   does the items, and not threads of this process
         """
         with self._alone():
             ours = self._begun(allow_non_finite)
+            self._restore()
             self._check_place(ours=ours)
             try:
                 if not ours:
                     self._begin(allow_non_finite)
-                done = _items(self.root / JOURNAL)
-                folders = [self.root / (mean.name or _ALONE) for mean in self.plan.means]
-                left = [index for index in range(len(self.plan.items)) if index not in done]
-                with (self.root / JOURNAL).open("a", encoding="ascii") as journal:
-
-                    def note(index: int) -> None:
-                        journal.write(f"{index}\n")
-                        journal.flush()
-                        item = self.plan.items[index]
-                        progress(item.stop - item.start)
-
+                with self._left(progress) as (left, note):
+                    folders = [self.root / (mean.name or _ALONE) for mean in self.plan.means]
                     if cluster is None:
                         run(self.plan, folders, left, threads=threads, done=note, allow_non_finite=allow_non_finite)
                     else:
@@ -91,11 +86,16 @@ class Job:
                             self.plan, folders, left, cluster=cluster, done=note, sync=sync,
                             allow_non_finite=allow_non_finite,
                         )  # fmt: skip
+                for one in self.plan.catalogs:
+                    check_unchanged(one)
                 for mean in self.plan.means:
                     yield mean, self._publish(mean, sync=sync, digests=digests)
             except ClusterError:
                 raise
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"what is done is kept in {self.root}, and the same command goes on") from None
             except (LawaError, OSError) as failed:
+                self._restore()
                 shutil.rmtree(self.root, ignore_errors=True)  # it would fail again; what is killed goes on
                 if isinstance(failed, LawaError):
                     raise
@@ -103,6 +103,7 @@ class Job:
                 raise LawaError(
                     f"{where} cannot be written ({failed.strerror}); make room there, or choose another output"
                 ) from None
+            self._restore()
             shutil.rmtree(self.root)
 
     def _check_place(self, *, ours: bool) -> None:
@@ -151,7 +152,11 @@ class Job:
                 alone = False
             if not alone:
                 raise LawaError(f"another process is writing {self.output}; wait for it, or choose another")
-            yield
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # there is something to go on with
+                    self.root.rmdir()
         finally:
             os.close(descriptor)
 
@@ -165,14 +170,27 @@ class Job:
             lay_out(self.plan, folder)
         write_json(self.root / JOB, self._told(allow_non_finite))  # last: what is begun is laid out
 
+    @contextmanager
+    def _left(self, progress: Callable[[int], None]) -> Iterator[tuple[list[int], Callable[[int], None]]]:
+        """The items that the journal does not have, and what notes there that one is done."""
+        done, items = _items(self.root / JOURNAL), self.plan.items
+        progress(sum(item.stop - item.start for index, item in enumerate(items) if index in done))
+        with (self.root / JOURNAL).open("a", encoding="ascii") as journal:
+
+            def note(index: int) -> None:
+                journal.write(f"{index}\n")
+                journal.flush()
+                progress(items[index].stop - items[index].start)
+
+            yield [index for index in range(len(items)) if index not in done], note
+
     def _published(self, mean: Mean) -> bool:
         return not (self.root / (mean.name or _ALONE)).is_dir()
 
     def _publish(self, mean: Mean, *, sync: bool, digests: bool) -> Path:
         target = self.target(mean)
-        aside = self.root / REPLACED
         if self._published(mean):
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(self.root / REPLACED, ignore_errors=True)
             return target
         folder = self.root / (mean.name or _ALONE)
         index = index_json(self.plan)
@@ -181,9 +199,25 @@ class Job:
         self.finish(mean, folder)
         self._check_place(ours=True)  # nothing has come there meanwhile
         target.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.root / REPLACED / quote(target.relative_to(self.output.parent).as_posix(), safe="")
+        aside.parent.mkdir(exist_ok=True)
         complete(folder, target, sync=sync, digests=digests, aside=aside if self.overwrite else None)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside.parent, ignore_errors=True)
         return target
+
+    def _restore(self) -> None:
+        """Put back what was moved aside and has no successor in its place: of any job that was killed here."""
+        for aside in (self.root / REPLACED).glob("*"):
+            target = self.output.parent / unquote(aside.name)
+            if target.exists():
+                continue
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                aside.rename(target)
+            except OSError as failed:
+                raise LawaError(
+                    f"what was at {target} is at {aside}, and cannot be put back ({failed.strerror}); move it there"
+                ) from None
 
 
 def _items(journal: Path) -> set[int]:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 from lawa.checkpoints.catalog import ITEMSIZE, Catalog
 from lawa.checkpoints.formats.safetensors import header_bytes
@@ -103,7 +102,7 @@ class Plan:
     def digest(self) -> str:
         """Of all that decides the output's bytes: a job goes on only where it was begun."""
         told = {
-            "inputs": [[one.label, [_stamp(file) for file in one.files]] for one in self.catalogs],
+            "inputs": [_told(one) for one in self.catalogs],
             "means": [asdict(mean) for mean in self.means],
             "accumulate": self.accumulate,
             "files": [[file.name, file.nbytes, hashlib.sha256(file.begin).hexdigest()] for file in self.files],
@@ -176,6 +175,7 @@ def index_json(plan: Plan) -> str | None:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weights}, indent=2, sort_keys=True) + "\n"
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
-    known = file.stat()
-    return str(file), known.st_size, known.st_mtime_ns
+def _told(catalog: Catalog) -> list[object]:
+    """What decides the bytes of an input; where they lie does not: scratch files may have been written anew."""
+    files = [[str(file), stamp] for file, stamp in catalog.sources.items()]
+    return [catalog.label, files, [[name, at.dtype, at.shape] for name, at in catalog.tensors.items()]]

@@ -109,7 +109,7 @@ def _check_patterns(catalogs: Sequence[Catalog], policy: Policy) -> None:
     for option, patterns in (("ignore", policy.ignore), ("latest", policy.latest)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for one in catalogs for name in one.tensors):
-                raise UsageError(f"{option}={pattern!r} is the name of no tensor; `lawa inspect` lists them")
+                raise UsageError(f"{option}={pattern!r} is the name of no tensor; `lawa inspect --tensors` lists them")
 
 
 def _check_extra(catalogs: Sequence[Catalog], kept: Sequence[Mapping[str, Stored]], policy: Policy) -> None:

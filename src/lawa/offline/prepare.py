@@ -5,21 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from lawa.checkpoints import formats, hub
-from lawa.checkpoints.catalog import Catalog
-from lawa.checkpoints.formats import Format
+from lawa.checkpoints.formats import Format, dcp
 from lawa.checkpoints.formats.form import Scratch
-from lawa.checkpoints.layouts.transformers5 import names_in_files
-from lawa.checkpoints.select import Found, Selection, resolve, uneven
+from lawa.checkpoints.named import named
+from lawa.checkpoints.select import Found, Selection, latest_of, resolve, uneven
 from lawa.errors import UsageError
 from lawa.offline import duplicates
 from lawa.offline.job import root_of
 from lawa.offline.plan import Mean, Plan, make_plan
 from lawa.offline.policy import Policy, match
+from lawa.offline.scratch import check_room
 from lawa.offline.windows import Windows, used
-from lawa.records import read_json
 
 Progress = Callable[[str, int, int], None]  # (what is done, how much of it, of how much)
 
@@ -28,9 +28,11 @@ Progress = Callable[[str, int, int], None]  # (what is done, how much of it, of 
 class Asked:
     """What is averaged, and where to.
 
+    output             with a link followed, so that whoever works beside it finds one place
     accumulate, out_dtype, shard_bytes   see plan.make_plan
-    overwrite   outputs may exist
-    offline     of the hub, only what is in its cache
+    overwrite          outputs may exist
+    allow_duplicates   inputs with the same content are not looked for
+    offline            of the hub, only what is in its cache
     """
 
     inputs: Sequence[str | Path]
@@ -42,11 +44,14 @@ class Asked:
     out_dtype: str | None = None
     shard_bytes: int = 5 * 10**9
     overwrite: bool = False
+    allow_duplicates: bool = False
     offline: bool = False
 
     def __post_init__(self) -> None:
         if self.output.name in ("", ".."):
             raise UsageError(f"output={str(self.output)!r} must name a new directory, as …/average")
+        if self.output.is_symlink():
+            object.__setattr__(self, "output", self.output.resolve())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ class Prepared:
     means      what is made of them, by index
     pinned     those that come from the hub
     forms      of what is on this machine, as found
-    plan       None in a dry run where some input's tensors are not known: it is not fetched, or has no byte ranges
+    plan       None in a dry run where some input's tensors are not known: it is not fetched, or has to be loaded whole
     equal      indexes of inputs with the same content
     notes      what a person wants to know; `warnings`: what may be a mistake
     """
@@ -86,20 +91,26 @@ def prepare(asked: Asked, *, scratch: Scratch | None, progress: Progress) -> Pre
     _check_output(asked, found, means)
     if len(found) == 1:
         notes.append(f"one input: the average is {found[0].label} itself")
+    warnings = list(_warnings(asked, found))
     repos = list(dict.fromkeys(one.repo for one in found if one.repo))
     pinned = dict(zip(repos, hub.pin_all(repos, offline=asked.offline), strict=True))
     found = _fetched(found, pinned, progress, dry=scratch is None)
     forms = [formats.look(one.path) if one.path else None for one in found]
+    notes += _exports(found, forms)
     plan = _plan(asked, found, forms, means, scratch, progress)
+    compared = plan and len(found) > 1 and not asked.allow_duplicates
+    if compared and scratch is None and any(form and form.name == "dcp" for form in forms):
+        notes.append("whether inputs have the same content is seen when they are averaged")
+        compared = False
     return Prepared(
         found=found,
         means=means,
         pinned=pinned,
         forms=forms,
         plan=plan,
-        equal=duplicates.find(plan.catalogs) if plan and len(found) > 1 else [],
+        equal=duplicates.find(plan.catalogs) if plan and compared else [],
         notes=notes,
-        warnings=list(_warnings(asked, found)),
+        warnings=warnings,
     )
 
 
@@ -146,12 +157,18 @@ def _plan(
     if scratch is None and any(form is None or form.whole for form in forms):
         return None
     catalogs = []
-    for one in found:
+    for one, form in zip(found, forms, strict=True):
         assert one.path is not None  # fetched, or no plan is made
         try:
-            catalogs.append(_named(formats.catalog(one.path, label=one.label, scratch=scratch or _refuse)))
+            if scratch is None and form and form.name == "dcp":
+                catalog = dcp.foreseen(one.path, label=one.label)
+            else:
+                catalog = formats.catalog(one.path, label=one.label, scratch=scratch or _refuse)
         except _WouldWrite:
             return None
+        catalogs.append(named(catalog))
+        if scratch is not None:
+            check_room(asked.output, catalogs, forms)
         progress("reading", len(catalogs), len(found))
     return make_plan(
         catalogs,
@@ -163,14 +180,6 @@ def _plan(
     )
 
 
-def _named(catalog: Catalog) -> Catalog:
-    """With the names that transformers writes, so that formats can be mixed and outputs are as it writes them."""
-    config = catalog.directory / "config.json" if catalog.directory else None
-    model = read_json(config).get("model_type") if config and config.is_file() else None
-    names = names_in_files(model, catalog.tensors)
-    return replace(catalog, tensors={names[name]: stored for name, stored in catalog.tensors.items()})
-
-
 class _WouldWrite(Exception):
     """A dry run has come to an input that is put together in scratch files."""
 
@@ -179,7 +188,33 @@ def _refuse() -> Path:
     raise _WouldWrite
 
 
+def _exports(found: Sequence[Found], forms: Sequence[Format | None]) -> Iterator[str]:
+    """A note where a trainer on DeepSpeed has written an export beside its masters; the first one tells it for all."""
+    for one, form in zip(found, forms, strict=True):
+        masters = latest_of(one.path) if form and form.name == "hf" and one.path else None
+        if masters and masters in masters.parent.iterdir():
+            yield f"{one.label} is averaged as it was exported; its fp32 masters are DeepSpeed's in {masters}"
+            return
+
+
 def _warnings(asked: Asked, found: Sequence[Found]) -> Iterator[str]:
+    if back := _out_of_order(found):
+        yield (
+            f"step {back[1]} is named after step {back[0]}: what is named one by one keeps its order, oldest first, "
+            "and the last one is taken as the latest"
+        )
     counted = asked.windows.sizes is not None or asked.selection.last is not None
-    if counted and not asked.windows.rolling and (gap := uneven(found)):
+    if counted and not asked.windows.rolling and not back and (gap := uneven(found)):
         yield f"the checkpoints are not evenly spaced ({gap[1]} comes after {gap[0]}); windows count checkpoints"
+
+
+def _out_of_order(found: Sequence[Found]) -> tuple[int, int] | None:
+    """The first neighbours in one folder or repo of which the second is of a smaller step."""
+
+    def home(one: Found) -> object:
+        return one.repo.name if one.repo else one.path and one.path.parent
+
+    for a, b in pairwise(found):
+        if a.step is not None and b.step is not None and a.step > b.step and home(a) == home(b):
+            return a.step, b.step
+    return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from lawa.averaging.cost import readable
 from lawa.checkpoints.catalog import ITEMSIZE
+from lawa.checkpoints.formats import Format
 from lawa.checkpoints.hub import Pinned
 from lawa.checkpoints.select import Found
 from lawa.offline import files_kernel
@@ -20,19 +21,22 @@ _NAMES = 5  # that a line lists
 
 
 def preview(prepared: Prepared, asked: Asked, *, threads: int) -> dict[str, Any]:
-    """Inputs in their order, outputs, bytes that are fetched, read and written, memory in bytes.
+    """Inputs in their order, outputs, bytes that are fetched, read and written, in scratch files and in memory.
 
     What only the tensors tell is None where they are not known before the work: inputs that are not fetched yet, or
-    have no byte ranges.
+    have to be loaded whole.
     """
     plan = prepared.plan
+    inputs = [_input(one, prepared, number) for number, one in enumerate(prepared.found)]
+    scratch = [one["scratch"] for one in inputs]
     return {
-        "inputs": [_input(one, prepared, number) for number, one in enumerate(prepared.found)],
+        "inputs": inputs,
         "outputs": [
             {"path": str(asked.output / mean.name), "inputs": list(mean.inputs), "coefficients": mean.coefficients}
             for mean in prepared.means
         ],
         "bytes_fetched": sum(one.nbytes for one in prepared.pinned.values() if one.cached is None),
+        "bytes_scratch": None if None in scratch else sum(scratch),
         "bytes_read": plan.bytes_read if plan else None,
         "bytes_written": plan.bytes_written if plan else None,
         "memory": _memory(plan, threads) if plan else None,
@@ -52,8 +56,10 @@ def preview_lines(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "output", f"{one['path']}: of {len(one['inputs'])}, {_span(told, one)}{weights}"
     if told["bytes_fetched"]:
         yield "fetches", readable(told["bytes_fetched"])
+    if told["bytes_scratch"]:
+        yield "scratch", f"up to {readable(told['bytes_scratch'])} beside the output, until it is done"
     if told["tensors"] is None:
-        yield "tensors", "known once the inputs are on this machine and read: not all of them have byte ranges yet"
+        yield "tensors", "known once the inputs are on this machine and read: some are fetched or loaded whole first"
     else:
         yield "reads", readable(told["bytes_read"])
         yield "writes", f"{readable(told['bytes_written'])} in {told['tensors']['files']} files an output"
@@ -68,22 +74,34 @@ def preview_lines(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _input(found: Found, prepared: Prepared, number: int) -> dict[str, Any]:
     pinned, form = prepared.pinned.get(found.repo) if found.repo else None, prepared.forms[number]
     catalog = prepared.plan.catalogs[number] if prepared.plan else None
+    nbytes = catalog.nbytes if catalog else _bytes_of(found.path, pinned)
     return {
         "label": found.label,
         "step": found.step,
         "commit": pinned.commit if pinned else None,
         "format": form.name if form else None,
-        "read": _way(form is not None and form.whole, catalog is not None, found.path),
+        "read": _way(form, planned=catalog is not None),
+        "tensors": len(set(catalog.tensors.values())) if catalog else None,
         "dtypes": _dtypes(catalog.tensors.values()) if catalog else None,
-        "bytes": catalog.nbytes if catalog else _bytes_of(found.path, pinned),
+        "bytes": nbytes,
+        "scratch": _scratch(form, nbytes, planned=catalog is not None),
     }
 
 
-def _way(whole: bool, planned: bool, path: Path | None) -> str:
+def _way(form: Format | None, *, planned: bool) -> str:
     """How its tensors are read."""
-    if path is None:
+    if form is None:
         return "fetched first"
-    return "loaded whole" if whole else "in place" if planned else "unknown"
+    if form.name == "dcp":
+        return "tensor by tensor"
+    return "loaded whole" if form.whole else "in place" if planned else "unknown"
+
+
+def _scratch(form: Format | None, nbytes: int, *, planned: bool) -> int | None:
+    """The most bytes that it is put together in; None where that is not known, since it is not fetched."""
+    if form is None:
+        return None
+    return nbytes if form.name == "dcp" or form.whole or (form.name == "neox" and not planned) else 0
 
 
 def _dtypes(tensors: Any) -> dict[str, int]:
@@ -141,7 +159,7 @@ def _input_words(one: Mapping[str, Any]) -> Iterator[str]:
         yield f"step {one['step']}"
     yield one["format"] or "not looked at"
     if one["dtypes"]:
-        yield " and ".join(one["dtypes"])
+        yield f"{one['tensors']:,} tensors of {' and '.join(one['dtypes'])}"
     yield readable(one["bytes"])
     if one["read"] != "in place":
         yield one["read"]

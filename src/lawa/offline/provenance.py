@@ -13,44 +13,49 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lawa.checkpoints.carry import PROVENANCE
 from lawa.checkpoints.catalog import ITEMSIZE, Catalog
 from lawa.checkpoints.publish import is_published, listed, sha256
 from lawa.checkpoints.select import Found
 from lawa.errors import LawaError
-from lawa.offline.plan import Mean, Plan
+from lawa.offline.plan import Mean, Placed, Plan
 from lawa.offline.policy import Policy
 from lawa.records import provenance
 
-PROVENANCE = "provenance.json"
 Input = dict[str, Any]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _IN_CACHE = re.compile(r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(/|$)")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp", ".metadata")
 
 
 def inputs(
-    catalogs: Sequence[Catalog], found: Sequence[Found] | None = None, *, digest: bool = False, threads: int = 1
+    catalogs: Sequence[Catalog],
+    found: Sequence[Found] | None = None,
+    *,
+    digest: bool = False,
+    threads: int = 1,
+    done: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Input]:
     """What the inputs are, in their order; once for all averages that are made of them.
 
-    found   the same ones as they were selected, which know their steps, and their files where those were put together
+    found   the same ones as they were selected, which know their steps
     digest  read every file once more whose SHA-256 nobody has told, `threads` at a time
+    done    called with how many files were read, and of how many
     """
     described = [_input(one, found[index] if found else None) for index, one in enumerate(catalogs)]
     if digest:
         unknown = [(path, file) for one, paths in described for path, file in zip(paths, one["files"], strict=True)]
         unknown = [(path, file) for path, file in unknown if "sha256" not in file]
         with ThreadPoolExecutor(threads) as pool:
-            digests = list(pool.map(sha256, [path for path, _ in unknown]))
-        for (_, file), computed in zip(unknown, digests, strict=True):
-            file |= {"sha256": computed, "known_by": "reading it"}
+            for number, computed in enumerate(pool.map(sha256, [path for path, _ in unknown])):
+                unknown[number][1].update(sha256=computed, known_by="reading it")
+                done(number + 1, len(unknown))
     return [one for one, _ in described]
 
 
@@ -83,7 +88,7 @@ def describe(
         "snapshots": k if None in steps else steps,
         "accumulate": plan.accumulate,
         "dtype": sorted({placed.dtype for placed in averaged}),
-        "rounded": any(_is_narrower(placed.dtype, [placed.row.stored[i] for i in mean.inputs]) for placed in averaged),
+        "rounded": any(_is_rounded(placed, mean, plan.accumulate) for placed in averaged),
         "inputs": chosen,
         "policy": asdict(policy) if policy else None,
         "latest": [placed.row.name for placed in plan.tensors if not placed.row.averaged],
@@ -94,15 +99,18 @@ def describe(
     }
 
 
-def _is_narrower(dtype: str, stored: Sequence[Any]) -> bool:
-    """Whether some input has the tensor in a dtype that `dtype` does not hold."""
-    return any(one.dtype != dtype and (ITEMSIZE[one.dtype] >= ITEMSIZE[dtype]) for one in stored)
+def _is_rounded(placed: Placed, mean: Mean, accumulate: str) -> bool:
+    """Whether the tensor is written in a dtype that does not hold its sum, or what some input has."""
+    dtypes = {stored.dtype for index in mean.inputs if (stored := placed.row.stored[index])}
+    if len(mean.inputs) > 1:  # the average of one is that one
+        dtypes.add(accumulate)
+    return any(dtype != placed.dtype and ITEMSIZE[dtype] >= ITEMSIZE[placed.dtype] for dtype in dtypes)
 
 
 def _input(catalog: Catalog, found: Found | None) -> tuple[Input, list[Path]]:
     """What it is, and the paths of the files that it lists."""
     path = found.path if found else None
-    files = _files(catalog, path)
+    files = list(catalog.sources) or catalog.files
     directory = path if path and path.is_dir() else files[0].parent
     told = _manifest(directory)
     described = {
@@ -124,24 +132,6 @@ def _made_of(directory: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return {"made_of": told} if isinstance(told, dict) else {}
-
-
-def _files(catalog: Catalog, path: Path | None) -> list[Path]:
-    """Those that its tensors lie in; of an input that was put together elsewhere, those that it was put together of."""
-    if path is not None and path.is_file():
-        return [path]
-    if path is None or all(file.is_relative_to(path) for file in catalog.files):
-        return catalog.files
-    return sorted(_below(path)) or catalog.files
-
-
-def _below(directory: Path) -> Iterator[Path]:
-    for entry in directory.iterdir():
-        if entry.is_dir():
-            if not is_published(entry):  # one by itself: what a run needs to go on, and no weights
-                yield from _below(entry)
-        elif entry.name.endswith(_WEIGHTS):
-            yield entry
 
 
 def _file(file: Path, name: str, manifest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

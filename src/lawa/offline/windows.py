@@ -1,7 +1,8 @@
 """The means that are asked for: of all checkpoints, of the latest window, or of every window along them. No torch.
 
     one            OUTPUT
-    several        OUTPUT/window3, OUTPUT/window5; OUTPUT/uniform, OUTPUT/linear; OUTPUT/window3-uniform, …
+    several        OUTPUT/window3, OUTPUT/window5; OUTPUT/uniform, OUTPUT/linear; OUTPUT/window3-uniform, …; of
+                   several lists of numbers OUTPUT/explicit1, OUTPUT/explicit2
     rolling        OUTPUT/step00001000, …; of several OUTPUT/window3/step00001000, …
 
 Window k with spacing s takes every s-th checkpoint and spans s(k − 1) + 1 of them.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from lawa.averaging.coefficients import Spec, coefficients, is_uniform
@@ -38,23 +39,24 @@ class Windows:
     families: Sequence[Spec] = ("uniform",)
 
     def __post_init__(self) -> None:
-        if any(size < 1 for size in self.sizes or ()) or self.spacing < 1:
-            raise UsageError(f"window={self.sizes}, spacing={self.spacing}: both must be at least 1")
+        if self.sizes is not None:
+            _check_counts("window", self.sizes, self.sizes)
+        _check_counts("spacing", self.spacing, [self.spacing])
         if self.sizes is None and (self.rolling or self.spacing > 1):
             raise UsageError("a window's size is missing: give --window K")
-        names = [name for name, _, _ in self.variants]
-        if again := {name for name in names if names.count(name) > 1}:
-            raise UsageError(f"window or coefficients {', '.join(again) or names[0]} were given twice")
+        for name, given in (("window", self.sizes or ()), ("coefficients", self.families)):
+            if again := next((one for at, one in enumerate(given) if one in given[:at]), None):
+                raise UsageError(f"{name}={again!r} was given twice")
 
     @property
     def variants(self) -> list[tuple[str, int | None, Spec]]:
         """(name, size, family) of each series of means; named by what distinguishes them, "" for the only one."""
         sizes: Sequence[int | None] = self.sizes or (None,)
-        many_sizes, many = len(sizes) > 1, len(self.families) > 1
+        many_sizes, families = len(sizes) > 1, _family_names(self.families)
         return [
-            ("-".join([*([f"window{size}"] if many_sizes else []), *([family_name(one)] if many else [])]), size, one)
+            ("-".join([*([f"window{size}"] if many_sizes else []), *([name] if name else [])]), size, one)
             for size in sizes
-            for one in self.families
+            for name, one in zip(families, self.families, strict=True)
         ]
 
     def means(self, found: Sequence[Found]) -> tuple[list[Mean], list[str]]:
@@ -126,10 +128,23 @@ def family_name(family: Spec) -> str:
     return "explicit"
 
 
+def _family_names(families: Sequence[Spec]) -> list[str]:
+    """Nothing for the only one; those of the same name (lists of numbers) are numbered: explicit1, explicit2."""
+    if len(families) == 1:
+        return [""]
+    names = [family_name(one) for one in families]
+    return [f"{name}{names[: at + 1].count(name)}" if names.count(name) > 1 else name for at, name in enumerate(names)]
+
+
 def _short(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:g}"
     return f"-{value}" if isinstance(value, str) else "-values"
+
+
+def _check_counts(name: str, given: object, each: Sequence[Any]) -> None:
+    if not each or not all(isinstance(one, Integral) and one >= 1 for one in each):  # type: ignore[operator]
+        raise UsageError(f"{name}={given!r} must be whole numbers of checkpoints, and at least 1")
 
 
 def _checked(family: Spec, k: int) -> tuple[float, ...]:

@@ -10,8 +10,10 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
-from checkpoints.formats.made import check_holds, llama, read
+from checkpoints.formats.made import check_holds, llama, neox, read
 from launching import launch
+from lawa.checkpoints import describe
+from lawa.checkpoints.formats import dcp as dcp_format
 from lawa.checkpoints.formats import look
 from lawa.errors import LawaError
 
@@ -47,6 +49,22 @@ def test_the_model_s_tensors_are_found_whatever_is_around_them(tmp_path, wrap, p
     found = read(tmp_path / "checkpoint", tmp_path)
     check_holds(found, weights)
     assert (found.format, look(tmp_path / "checkpoint").whole) == ("dcp", False)
+    expected = {name: (at.dtype, at.shape) for name, at in found.tensors.items()}
+    foreseen = dcp_format.foreseen(tmp_path / "checkpoint")
+    assert {name: (at.dtype, at.shape) for name, at in foreseen.tensors.items()} == expected
+    told = describe.checkpoint(tmp_path / "checkpoint")
+    assert told["parameters"] == sum(tensor.numel() for tensor in weights.values()), "and no moments"
+    assert {one["name"]: (one["dtype"], tuple(one["shape"])) for one in told["listing"]} == expected
+
+
+def test_tensors_are_listed_under_the_names_that_options_take(tmp_path):
+    """Those of transformers' files, which GPT-NeoX has not in memory; the configuration beside them tells that."""
+    model = neox()
+    model.config.save_pretrained(tmp_path / "checkpoint")
+    save({"model": model.state_dict()}, tmp_path / "checkpoint" / "weights")
+    listed = {one["name"] for one in describe.checkpoint(tmp_path / "checkpoint")["listing"]}
+    assert "lm_head.weight" in model.state_dict()
+    assert listed == {"embed_out.weight", *model.state_dict()} - {"lm_head.weight"}
 
 
 def test_dtypes_scalars_and_nothing(tmp_path):

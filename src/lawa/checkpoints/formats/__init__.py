@@ -18,9 +18,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from lawa.averaging.matching import canonical_names
+from lawa.checkpoints.carry import home_of
 from lawa.checkpoints.catalog import Catalog
 from lawa.checkpoints.formats import dcp, deepspeed, huggingface, neox, single
 from lawa.checkpoints.formats.form import Format, Scratch
+from lawa.checkpoints.sources import read_from, stamps
 from lawa.errors import LawaError
 
 __all__ = ["Format", "catalog", "look"]
@@ -54,19 +56,16 @@ def catalog(path: Path, *, label: str | None = None, scratch: Scratch) -> Catalo
     Raises LawaError for what is not recognised, damaged, incomplete or would have to run a pickle.
     """
     form = look(path)
+    before = stamps(path)
     tensors = form.read(scratch)
     if not tensors.places:
         raise LawaError(f"{path} holds no tensors")
     own = canonical_names(tensors.places, where=str(path))
     return Catalog(
         label=label or str(path),
-        directory=_directory(path),
+        directory=home_of(path),
         format=form.name,
         tensors={own[name]: stored for name, stored in tensors.places.items()},
         metadata=tensors.metadata,
+        sources=read_from(path, before, tensors.places),
     )
-
-
-def _directory(path: Path) -> Path | None:
-    """Where its configuration and tokenizer lie: in itself, or beside it."""
-    return next((place for place in (path, path.parent) if (place / "config.json").is_file()), None)

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lawa.averaging.matching import canonical_names
 from lawa.checkpoints import dcp_metadata
-from lawa.checkpoints.catalog import ITEMSIZE
+from lawa.checkpoints.carry import home_of
+from lawa.checkpoints.catalog import ITEMSIZE, Catalog, Stored
 from lawa.checkpoints.formats.form import Format, Scratch, Tensors
 from lawa.checkpoints.publish import refuse_outside
 from lawa.errors import LawaError
@@ -27,8 +29,23 @@ Way = tuple[str, ...]  # the keys to a tensor in what was saved
 
 
 def find(directory: Path) -> Format | None:
-    place = next((directory / name for name in _PLACES if (directory / name / dcp_metadata.METADATA).is_file()), None)
+    place = _place(directory)
     return Format("dcp", False, partial(_read, place)) if place else None
+
+
+def foreseen(directory: Path, *, label: str | None = None) -> Catalog:
+    """What reading the checkpoint in `directory` will give, told by its metadata; at places that hold nothing yet."""
+    place = _place(directory)
+    assert place is not None  # it was found
+    held = dcp_metadata.read(place)
+    names = _weights(place, held, dcp_metadata.ways(place))
+    own = canonical_names(names.values(), where=str(directory))
+    tensors: dict[str, Stored] = {}
+    offset = 0
+    for stored, name in names.items():
+        tensors[own[name]] = Stored(place / dcp_metadata.METADATA, offset, *held[stored])
+        offset += tensors[own[name]].nbytes
+    return Catalog(label=label or str(directory), directory=home_of(directory), format="dcp", tensors=tensors)
 
 
 def _read(directory: Path, scratch: Scratch) -> Tensors:
@@ -36,14 +53,18 @@ def _read(directory: Path, scratch: Scratch) -> Tensors:
 
     from lawa.checkpoints.formats.spool import spool
 
-    described = dcp_metadata.read(directory)
+    held = dcp_metadata.read(directory)
     metadata = FileSystemReader(directory).read_metadata()
     _check_files(directory, metadata)
-    names = _weights(directory, described, metadata.planner_data or {})
-    wanted = {stored: described[stored] for stored in names}
+    names = _weights(directory, held, metadata.planner_data or {})
+    wanted = {stored: held[stored] for stored in names}
     nbytes = sum(math.prod(shape) * ITEMSIZE[dtype] for dtype, shape in wanted.values())
     tensors = ((names[stored], tensor) for stored, tensor in _tensors(directory, metadata, wanted))
     return Tensors(spool(directory, tensors, nbytes, scratch))
+
+
+def _place(directory: Path) -> Path | None:
+    return next((directory / name for name in _PLACES if (directory / name / dcp_metadata.METADATA).is_file()), None)
 
 
 def _tensors(directory: Path, metadata: Any, wanted: dcp_metadata.Tensors) -> Iterator[tuple[str, Any]]:
@@ -82,14 +103,14 @@ def _check_files(directory: Path, metadata: Any) -> None:
             )
 
 
-def _weights(directory: Path, described: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, str]:
+def _weights(directory: Path, held: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, str]:
     """{name in the checkpoint: the tensor's own name} of the model's tensors.
 
     DCP writes down where in the saved dictionary each tensor was, so that ("model", "norm.weight") of {"model": …} and
     ("model.norm.weight",) of a bare state dict are told apart.
     """
     groups: dict[Way, dict[str, str]] = {}
-    for name in described:
+    for name in held:
         path = tuple(map(str, paths.get(name, (name,))))
         if not _NO_WEIGHTS.intersection(part for step in path for part in step.split(".")):
             under, own = _split(path)

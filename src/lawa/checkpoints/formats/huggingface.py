@@ -11,19 +11,16 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from lawa.checkpoints.catalog import Stored
+from lawa.checkpoints.catalog import WEIGHTS, Stored
 from lawa.checkpoints.formats import single
 from lawa.checkpoints.formats.form import Format, Scratch, Tensors
 from lawa.checkpoints.publish import refuse_outside
 from lawa.errors import LawaError
 
-# In the order in which transformers looks for them.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
 
 def find(directory: Path) -> Format | None:
     """The weights that from_pretrained would take from `directory`, if any."""
-    name = next((name for name in _WEIGHTS if (directory / name).is_file()), None)
+    name = next((name for name in WEIGHTS if (directory / name).is_file()), None)
     if name is None:
         return None
     if not name.endswith(".json"):

@@ -129,10 +129,3 @@ def _stored(file: Path, name: str, entry: Any, start: int, size: int) -> Stored:
             f"{file} has {size} bytes, and tensor {name!r} would end at {start + end}; it was cut off: fetch it again"
         )
     return stored
-
-
-def begin_file(file: Path, begin: bytes, nbytes: int) -> None:
-    """A new file of `nbytes`, of which `begin` is written."""
-    with file.open("xb") as opened:
-        opened.write(begin)
-        opened.truncate(nbytes)

@@ -28,7 +28,7 @@ def spool(source: Path, tensors: Iterable[tuple[str, Tensor]], nbytes: int, scra
     if free < nbytes:
         raise LawaError(
             f"{folder} has {free / 1e9:.1f} GB of room, and the tensors of {source} need {nbytes / 1e9:.1f} GB there; "
-            "choose another place for scratch files"
+            "choose an --output on a disk with more: what is read is put beside it meanwhile"
         )
     places: dict[str, Stored] = {}
     batch: dict[str, Tensor] = {}

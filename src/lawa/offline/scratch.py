@@ -6,9 +6,13 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from lawa.checkpoints.catalog import Catalog
+from lawa.checkpoints.formats import Format
+from lawa.errors import LawaError
 
 
 @contextmanager
@@ -38,6 +42,25 @@ def scratch(output: Path) -> Iterator[Callable[[], Path]]:
             os.close(lock)
 
 
+def check_room(output: Path, catalogs: Sequence[Catalog], forms: Sequence[Format | None]) -> None:
+    """Raise where the inputs that are still to be read will not find room beside `output`.
+
+    catalogs  of the first of `forms`; where the last of them was put together there, those of its format that follow
+              will be, too, and are taken to be as large
+    """
+    last, kinds = catalogs[-1], [form and (form.name, form.whole) for form in forms]
+    if not any(_is_scratch(file, output) for file in last.files):
+        return
+    left = kinds[len(catalogs) :].count(kinds[len(catalogs) - 1])
+    free = shutil.disk_usage(output.parent).free
+    if left * last.nbytes > free:
+        raise LawaError(
+            f"{output.parent} has {free / 1e9:.1f} GB of room, and the tensors of {left} more inputs of format "
+            f"{last.format} need {left * last.nbytes / 1e9:.1f} GB there; choose an --output on a disk with more: what "
+            "is read is put beside it meanwhile"
+        )
+
+
 def _sweep(output: Path) -> None:
     for entry in output.parent.iterdir():
         if not entry.name.startswith(_prefix(output)):
@@ -50,6 +73,10 @@ def _sweep(output: Path) -> None:
             pass
         finally:
             os.close(held)
+
+
+def _is_scratch(file: Path, output: Path) -> bool:
+    return any(folder.name.startswith(_prefix(output)) for folder in file.parents if folder.parent == output.parent)
 
 
 def _prefix(output: Path) -> str:
