@@ -16,6 +16,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from lawa.report.look import BASELINE, COLOURS
 from measure import Record, Spread, read_found
@@ -105,8 +106,10 @@ def _draw(axes: Axes, series: Mapping[str, Series], scale: float) -> None:
         axes.vlines(x, least, most, colour)
         axes.plot(x, middle, color=colour, marker="o", markersize=3, linewidth=1.5, label=label)
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.set_xticks(sorted({x for points in series.values() for x in points}))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.tick_params(labelsize=7)
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="both", labelsize=7)
     axes.grid(axis="y", color="#e6e8ec", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
