@@ -194,7 +194,7 @@ def _used(averager: Averager, model: nn.Module) -> object:
 def _held() -> int:
     """Bytes of all tensors, each storage once."""
     gc.collect()
-    found = [one for one in gc.get_objects() if issubclass(type(one), Tensor) and one.layout == torch.strided]
+    found = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter) and one.layout == torch.strided]
     storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, found)}
     return sum(storages.values())
 
