@@ -3,6 +3,7 @@
 # make test      set up, then all unit and contract tests
 # make check     set up, then lint, types and import rules
 # make test-all  set up, then what is slow: several processes, kills, a browser
+# make test-exhaustive  set up, then the same on more numbers of ranks and layouts
 # make bench     set up, then every benchmark that runs without a GPU
 #
 #   PYTHON=python3.12        which Python (3.11 or later)
@@ -13,7 +14,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt
 
-.PHONY: demo demo-high test check test-all bench clean
+.PHONY: demo demo-high test check test-all test-exhaustive bench clean
 
 demo: RUNS = runs/demo
 demo: ARMS = slide clear
@@ -33,7 +34,10 @@ test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(VENV)/dev.done
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not exhaustive"
+
+test-exhaustive: $(VENV)/dev.done
+	$(BIN)/python -m pytest -m exhaustive
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check

@@ -11,6 +11,8 @@ from launching import launch
 
 HERE = Path(__file__).parent
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
 
 def run(script: str, ranks: int, folder: Path, *checks: str, layout: str = "") -> None:
     said = launch(HERE / script, ranks, str(folder), *checks, timeout=240, LAYOUT=layout)
@@ -25,7 +27,7 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 3, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=EXHAUSTIVE), pytest.param(3, marks=EXHAUSTIVE), 4])
 def test_other_numbers_of_ranks(ranks: int, tmp_path: Path) -> None:
     """1 has nothing to share, 3 divides nothing evenly, and with 4 some ranks hold empty shards."""
     need_two = {"the_counter_counts", "one_bad_rank_and_all_skip"} if ranks == 1 else set()
@@ -33,7 +35,7 @@ def test_other_numbers_of_ranks(ranks: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=EXHAUSTIVE)])
 def test_evaluated_under_every_setting_of_fsdp2(ranks: int, tmp_path: Path) -> None:
     """With 4, reshard_after_forward=2 as well."""
     run("evaluated.py", ranks, tmp_path, *evaluated.CHECKS)
@@ -68,8 +70,8 @@ def test_saved_on_some_ranks_it_goes_on_on_others(saved: int, resumed: int, tmp_
     ("saved", "resumed"),
     [
         (("fsdp2", 2), ("tp", 3)),
-        (("tp", 2), ("fsdp2 x tp", 4)),
-        (("fsdp2 x tp", 4), ("hsdp", 4)),
+        pytest.param(("tp", 2), ("fsdp2 x tp", 4), marks=EXHAUSTIVE),
+        pytest.param(("fsdp2 x tp", 4), ("hsdp", 4), marks=EXHAUSTIVE),
         (("hsdp", 4), ("fsdp2", 3)),
         (("uneven tp", 3), ("uneven tp", 2)),
     ],

@@ -135,7 +135,7 @@ def test_what_fails_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.exhaustive), 2, 3])
 def test_on_ranks(ranks: int, tmp_path: Path) -> None:
     said = launch(HERE / "exported.py", ranks, str(tmp_path), *exported.CHECKS, timeout=180)
     for rank in range(ranks):
@@ -144,7 +144,7 @@ def test_on_ranks(ranks: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 def test_no_rank_has_the_whole_model(ranks: int, tmp_path: Path) -> None:
     """What is freed goes back at once, or it would serve again, and not be seen."""
     launch(HERE / "exported.py", ranks, str(tmp_path), *exported.ALONE, MALLOC_MMAP_THRESHOLD_="65536")

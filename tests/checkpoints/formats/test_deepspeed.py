@@ -25,7 +25,9 @@ def imported():
         import deepspeed.utils.zero_to_fp32  # noqa: F401
 
 
-@pytest.fixture(scope="module", params=["zero0", "zero1", "zero2", "zero3", "half0"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("zero0", marks=pytest.mark.exhaustive), "zero1", "zero2", "zero3", "half0"]
+)
 def written(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     launch(SCRIPT, 2, str(folder), request.param, DS_ACCELERATOR="cpu")
