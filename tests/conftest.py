@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 import tempfile
 
 # Before huggingface_hub is imported: what a fake hub of a test answers stays out of the person's own cache.
@@ -21,6 +22,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def accelerate_anew():
+    """What the trainers of one module's tests asked of accelerate is not what the next one's get."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None and not torch.distributed.is_initialized():
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
