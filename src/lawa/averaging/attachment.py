@@ -32,6 +32,7 @@ class Attachment:
         self._scaler = scaler
         self._after = after
         self._found: dict[int, Any] = {}  # of each optimizer that has stepped in this update: what was not finite
+        self._hook_ran = False  # in the scaler's step under way
         self._hooks = [optimizer.register_step_post_hook(self._stepped) for optimizer in optimizers]
         if scaler is not None:
             self._before = vars(scaler).get("step")  # another averager's

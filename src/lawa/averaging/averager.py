@@ -338,6 +338,16 @@ class WeightAverager:
         """Those of `steps` that were captured as skipped: the loss scaler left the weights as they were."""
         return self._collection.skipped(self._resolve(name))
 
+    def told(self, name: str) -> dict[str, Any]:
+        """What a record says of the average as it is now, as plain values."""
+        return {
+            "average": name,
+            "kind": str(self.averages[name]),
+            "update": self.step,
+            "snapshots": self.steps(name) or self.count(name),
+            "accumulate": str(self.accumulate).removeprefix("torch."),
+        }
+
     def snapshots(self) -> list[Held]:
         """Every snapshot that some window holds, oldest first; each is one object for as long as it is held."""
         return self._collection.windows.snapshots()

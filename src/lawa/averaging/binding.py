@@ -74,7 +74,7 @@ def bind(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], *, buffe
     for optimizer in held:
         optimizer_state.refuse_masters(optimizer)
     zero = next(filter(is_zero, held), None)
-    _refuse_unsupported(model, partitioned=zero is None)
+    _refuse_unsupported(model, masters=zero is not None)
     if zero is not None:
         if replicas == "split":
             raise LawaError("replicas='split' has no use with DeepSpeed, whose partitions are split; choose 'whole'")
@@ -92,14 +92,15 @@ def _held(model: Any, optimizers: Iterable[Any]) -> Iterator[Any]:
             optimizer = getattr(optimizer, "optimizer", None)
 
 
-def _refuse_unsupported(model: nn.Module, *, partitioned: bool) -> None:
+def _refuse_unsupported(model: nn.Module, *, masters: bool) -> None:
+    """masters  whether DeepSpeed's were found"""
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise LawaError(
                 f"module {name or 'model'!r} is FSDP1, whose flat parameters are not supported; use FSDP2 (fully_shard)"
             )
     for name, parameter in model.named_parameters():
-        if partitioned and (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
+        if not masters and (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
             raise LawaError(
                 f"parameter {name!r} is DeepSpeed's, whose optimizer has its master; pass the engine that "
                 "deepspeed.initialize returned in the model's place, or its optimizer as the second argument"

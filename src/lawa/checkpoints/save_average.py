@@ -29,6 +29,7 @@ from lawa.averaging.averager import WeightAverager
 from lawa.averaging.layout import like, local
 from lawa.averaging.matching import canonical
 from lawa.checkpoints import sharded_files
+from lawa.checkpoints.carry import PROVENANCE
 from lawa.checkpoints.publish import begin, complete
 from lawa.checkpoints.together import from_first
 from lawa.errors import LawaError, NonFiniteAverage
@@ -75,7 +76,7 @@ def save_average(
                 _write_sharded(partial, model, _cast(tensors, to), max_shard_size)
             else:
                 from_first(lambda: _write_whole(partial, model, tensors, to, max_shard_size))
-            from_first(lambda: (partial / "provenance.json").write_text(made, encoding="utf-8"))
+            from_first(lambda: (partial / PROVENANCE).write_text(made, encoding="utf-8"))
             from_first(lambda: complete(partial, directory))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -102,14 +103,14 @@ def _write_sharded(partial: Path, model: nn.Module, tensors: Tensors, max_shard_
     if not _is_transformers(model):
         sharded_files.write(partial, _once(tensors), max_shard_size)
         return
-    twin = _without_weights(model)
+    twin = without_weights(model)
     names = _saved_names(twin, tensors)
     sharded_files.write(partial, {names[name]: tensors[name] for name in names}, max_shard_size)
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    from_first(lambda: _write_config(partial, model, twin, dtype))
+    from_first(lambda: write_config(partial, model, twin, dtype))
 
 
-def _write_config(partial: Path, model: Any, twin: Any, dtype: torch.dtype) -> None:
+def write_config(partial: Path, model: Any, twin: Any, dtype: torch.dtype) -> None:
     """As save_pretrained does, which cannot without the weights."""
     twin.config.dtype = _short(dtype)
     twin.config.architectures = [type(twin).__name__]
@@ -118,7 +119,7 @@ def _write_config(partial: Path, model: Any, twin: Any, dtype: torch.dtype) -> N
         model.generation_config.save_pretrained(partial)
 
 
-def _without_weights(model: Any) -> Any:
+def without_weights(model: Any) -> Any:
     """The same model on "meta", of transformers' own class: fully_shard has made one of its own of `model`.
 
     transformers finds the names of saved tensors by the class's name.
@@ -201,11 +202,7 @@ def provenance_of(
     """The content of provenance.json for the average `name`; `to`: what its `tensors` are rounded to, if anything."""
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     return {
-        "average": name,
-        "kind": str(averager.averages[name]),
-        "update": averager.step,
-        "snapshots": averager.steps(name) or averager.count(name),
-        "accumulate": _short(averager.accumulate),
+        **averager.told(name),
         "dtype": sorted({_short(to or dtype) for dtype in floats}),
         "rounded": to is not None and any(torch.promote_types(dtype, to) != to for dtype in floats),
         **provenance(),

@@ -18,10 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from lawa.averaging.layout import local
+from lawa.checkpoints.catalog import INDEX
 from lawa.checkpoints.together import from_first, on_all, rank
 from lawa.errors import LawaError
-
-INDEX = "model.safetensors.index.json"
 
 Names = list[str]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from lawa.checkpoints.catalog import INDEX
 from lawa.checkpoints.publish import complete, is_published
 from lawa.checkpoints.sources import check_unchanged
 from lawa.errors import LawaError
@@ -195,7 +196,7 @@ class Job:
         folder = self.root / (mean.name or _ALONE)
         index = index_json(self.plan)
         if index is not None:
-            (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+            (folder / INDEX).write_text(index, encoding="utf-8")
         self.finish(mean, folder)
         self._check_place(ours=True)  # nothing has come there meanwhile
         target.parent.mkdir(parents=True, exist_ok=True)

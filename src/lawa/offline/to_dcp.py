@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lawa.checkpoints.catalog import INDEX
 from lawa.errors import LawaError
 from lawa.offline.card import DCP
 
@@ -34,7 +35,7 @@ def to_dcp(directory: Path, files: Sequence[str], *, verify: bool = False) -> No
     if verify:
         for name, tensor in _tensors(directory, files):
             _check(whole, name, tensor)
-    for file in (*files, "model.safetensors.index.json"):
+    for file in (*files, INDEX):
         (directory / file).unlink(missing_ok=True)
 
 

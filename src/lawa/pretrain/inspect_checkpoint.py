@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lawa.checkpoints import describe, formats, publish
+from lawa.checkpoints.carry import PROVENANCE
 from lawa.checkpoints.publish import is_published
 from lawa.errors import LawaError
 from lawa.pretrain.checkpoint.position import State
@@ -28,7 +29,7 @@ def inspect_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
     """
     checked = check(path, verify=verify)
     held = describe.checkpoint(path)
-    provenance, config = path / "provenance.json", path / "config.json"
+    provenance, config = path / PROVENANCE, path / "config.json"
     exported = [dtype for dtype in held["dtypes"] or () if dtype in ("bfloat16", "float16")]
     return {
         "kind": "checkpoint",

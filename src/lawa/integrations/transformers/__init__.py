@@ -15,9 +15,11 @@ train ends    a replacement that is still pending is carried out, before the bes
 
 from lawa.errors import require
 
-require("transformers", extra="transformers")
-require("accelerate", extra="transformers")
-
-from lawa.integrations.transformers.callback import LawaCallback  # noqa: E402
+try:
+    from lawa.integrations.transformers.callback import LawaCallback
+except ModuleNotFoundError:
+    require("transformers", extra="transformers")
+    require("accelerate", extra="transformers")
+    raise
 
 __all__ = ["LawaCallback"]

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from lawa.averaging.averager import WeightAverager
 from lawa.averaging.foresight import check_settings, warn_what_is_never_ready
 from lawa.checkpoints.averager_state import AveragerState
+from lawa.checkpoints.carry import PROVENANCE
 from lawa.checkpoints.publish import begin, complete, hidden, is_published
 from lawa.checkpoints.save_average import provenance_of
 from lawa.checkpoints.together import from_first, on_all
@@ -212,7 +213,7 @@ def _begin(directory: Path) -> None:
 
 
 def _finish(partial: Path, directory: Path, made: dict[str, Any]) -> None:
-    (partial / "provenance.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    (partial / PROVENANCE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     older = hidden(directory)
     shutil.rmtree(older, ignore_errors=True)
     complete(partial, directory, aside=older)

@@ -8,9 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lawa.background import Writer
+from lawa.checkpoints.carry import PROVENANCE
 from lawa.checkpoints.find import step_directory
 from lawa.checkpoints.publish import begin, complete, link, listed, publish, write_manifest
+from lawa.checkpoints.save_average import without_weights, write_config
 from lawa.pretrain.checkpoint import sharded, whole
 from lawa.pretrain.checkpoint.position import Position, State
 from lawa.pretrain.checkpoint.retain import retain
@@ -42,11 +46,7 @@ class Checkpoints:
             return
         self._writer.wait()  # the host memory is its own until then
         made = {
-            "average": name,
-            "kind": str(averager.averages[name]),
-            "update": position.update,
-            "snapshots": averager.steps(name) or averager.count(name),
-            "accumulate": self.setup.config.averaging.accumulate,
+            **averager.told(name),
             "validation_loss": position.losses.get(name),
             **provenance(),
         }
@@ -113,7 +113,7 @@ class Checkpoints:
         model = self.setup.model
         if self._ranks.sharded:
             weights = sharded.gather(model, main=self._ranks.main)
-            model = sharded.shape_of(model)
+            model = without_weights(model)
         else:
             weights = model.state_dict()
         if self._ranks.main:
@@ -138,7 +138,7 @@ class Checkpoints:
             def average(partial: Path, name: str = name, weights: Tensors = weights) -> None:
                 self._write_model(partial, weights)
                 if self._ranks.main:
-                    write_json(partial / "provenance.json", made[name])
+                    write_json(partial / PROVENANCE, made[name])
 
             self._publish(step_directory(self.run / "averages" / name, update), average)
 
@@ -168,7 +168,8 @@ class Checkpoints:
             sharded.write_weights(partial, weights, self._ranks.writing)
             if not self._ranks.main:
                 return
-            sharded.write_config(partial, self.setup.model)
+            model = self.setup.model
+            write_config(partial, model, without_weights(model), torch.float32)
         else:
             whole.write_weights(partial, self.setup.model, weights)
         self._copy_tokenizer(partial)

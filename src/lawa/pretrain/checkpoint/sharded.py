@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lawa.averaging.averager import WeightAverager
 from lawa.averaging.layout import full
@@ -83,21 +82,6 @@ def gather(model: nn.Module, *, main: bool) -> Tensors:
         if main:
             whole[name] = complete.cpu()
     return whole
-
-
-def shape_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model without weights, of transformers' own class: fully_shard has made one of its own of `model`."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
-
-
-def write_config(directory: Path, model: PreTrainedModel) -> None:
-    """config.json and generation_config.json, as save_pretrained writes them."""
-    whole = shape_of(model)
-    whole.config.architectures = [type(whole).__name__]
-    whole.config.save_pretrained(directory)
-    if whole.can_generate() and whole.generation_config is not None:
-        whole.generation_config.save_pretrained(directory)
 
 
 class SavedWeights(Saved):
