@@ -222,3 +222,11 @@ def test_a_gap_is_found(tmp_path: Path) -> None:
     assert gap() is gap(1) is gap(1, 5) is gap(1000, 2000, 3000) is None
     assert gap(1000, 2000, 4000, 5000) == (2000, 4000)
     assert gap(1, 2, 4, 8) == (2, 4)
+
+
+@pytest.mark.parametrize("tag", ["../elsewhere", "/elsewhere"])
+def test_a_latest_that_names_another_place_is_refused(tag: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / "step1").mkdir(parents=True)
+    (tmp_path / "run" / "latest").write_text(tag)
+    with pytest.raises(LawaError, match="which is not in its directory; do not use"):
+        resolve([tmp_path / "run"], Selection())

@@ -13,9 +13,9 @@ from typing import Any
 
 from lawa.checkpoints import formats, hub
 from lawa.checkpoints.catalog import Catalog, Stored
-from lawa.checkpoints.formats import dcp
 from lawa.checkpoints.named import named
 from lawa.checkpoints.select import Found, checkpoints_in, has_weights, is_one, step_of
+from lawa.checkpoints.sources import nbytes_of
 
 
 def checkpoint(path: Path) -> dict[str, Any]:
@@ -26,15 +26,8 @@ def checkpoint(path: Path) -> dict[str, Any]:
     recognised or damaged, and for a DCP directory of which it cannot be told what the model's tensors are.
     """
     form = formats.look(path)
-    if form.name == "dcp":
-        return {"format": form.name, **_of_catalog(named(dcp.foreseen(path)))}
-    if form.whole:
-        return {"format": form.name, **_UNKNOWN}
-    try:
-        catalog = formats.catalog(path, scratch=_refuse)
-    except _Spooled:
-        return {"format": form.name, **_UNKNOWN}
-    return {"format": form.name, **_of_catalog(named(catalog))}
+    catalog = formats.foreseen(path)
+    return {"format": form.name, **(_of_catalog(named(catalog)) if catalog else _UNKNOWN)}
 
 
 def folder(path: Path) -> dict[str, Any] | None:
@@ -101,18 +94,9 @@ def _of_catalog(catalog: Catalog) -> dict[str, Any]:
 
 def _listed(found: Found) -> dict[str, Any]:
     path = _path(found)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return {"step": found.step, "path": str(path), "bytes": sum(file.stat().st_size for file in files)}
+    return {"step": found.step, "path": str(path), "bytes": nbytes_of(path)}
 
 
 def _path(found: Found) -> Path:
     assert found.path is not None  # it lies in a folder
     return found.path
-
-
-class _Spooled(Exception):
-    """Its tensors have no places of their own."""
-
-
-def _refuse() -> Path:
-    raise _Spooled

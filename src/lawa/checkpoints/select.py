@@ -23,6 +23,7 @@ from pathlib import Path
 from lawa.checkpoints import hub
 from lawa.checkpoints.catalog import WEIGHTS
 from lawa.checkpoints.hub import Repo
+from lawa.checkpoints.publish import refuse_outside
 from lawa.errors import LawaError, UsageError
 
 Steps = str | Sequence[int]
@@ -180,7 +181,11 @@ def is_one(folder: Path, inside: Sequence[Found]) -> bool:
 def latest_of(folder: Path) -> Path | None:
     """DeepSpeed's folder of masters in the checkpoint `folder`, which its file latest names."""
     latest = folder / "latest"
-    return folder / latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
+    if not latest.is_file():
+        return None
+    tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+    refuse_outside(tag, latest)
+    return folder / tag
 
 
 def uneven(found: Sequence[Found]) -> tuple[int, int] | None:

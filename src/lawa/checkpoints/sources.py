@@ -43,6 +43,12 @@ def stamp(file: Path) -> Stamp:
     return known.st_size, known.st_mtime_ns
 
 
+def nbytes_of(path: Path) -> int:
+    """Of the checkpoint at `path`, a file or a directory with all that is in it."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
 def _below(directory: Path) -> Iterator[Path]:
     for entry in directory.iterdir():
         if entry.is_dir():

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lawa.checkpoints import formats, hub
-from lawa.checkpoints.formats import Format, dcp
+from lawa.checkpoints.formats import Format
 from lawa.checkpoints.formats.form import Scratch
 from lawa.checkpoints.named import named
 from lawa.checkpoints.select import Found, Selection, latest_of, resolve, uneven
@@ -155,16 +155,15 @@ def _plan(
     progress: Progress,
 ) -> Plan | None:
     if scratch is None and any(form is None or form.whole for form in forms):
-        return None
+        return None  # before any is read
     catalogs = []
-    for one, form in zip(found, forms, strict=True):
+    for one in found:
         assert one.path is not None  # fetched, or no plan is made
-        try:
-            if scratch is None and form and form.name == "dcp":
-                catalog = dcp.foreseen(one.path, label=one.label)
-            else:
-                catalog = formats.catalog(one.path, label=one.label, scratch=scratch or _refuse)
-        except _WouldWrite:
+        if scratch is None:
+            catalog = formats.foreseen(one.path, label=one.label)
+        else:
+            catalog = formats.catalog(one.path, label=one.label, scratch=scratch)
+        if catalog is None:
             return None
         catalogs.append(named(catalog))
         if scratch is not None:
@@ -178,14 +177,6 @@ def _plan(
         out_dtype=asked.out_dtype,
         shard_bytes=asked.shard_bytes,
     )
-
-
-class _WouldWrite(Exception):
-    """A dry run has come to an input that is put together in scratch files."""
-
-
-def _refuse() -> Path:
-    raise _WouldWrite
 
 
 def _exports(found: Sequence[Found], forms: Sequence[Format | None]) -> Iterator[str]:

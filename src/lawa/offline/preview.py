@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from lawa.averaging.cost import readable
 from lawa.checkpoints.catalog import ITEMSIZE
 from lawa.checkpoints.formats import Format
-from lawa.checkpoints.hub import Pinned
 from lawa.checkpoints.select import Found
+from lawa.checkpoints.sources import nbytes_of
 from lawa.offline import files_kernel
 from lawa.offline.plan import Plan
 from lawa.offline.prepare import Asked, Prepared
@@ -74,7 +73,7 @@ def preview_lines(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _input(found: Found, prepared: Prepared, number: int) -> dict[str, Any]:
     pinned, form = prepared.pinned.get(found.repo) if found.repo else None, prepared.forms[number]
     catalog = prepared.plan.catalogs[number] if prepared.plan else None
-    nbytes = catalog.nbytes if catalog else _bytes_of(found.path, pinned)
+    nbytes = catalog.nbytes if catalog else nbytes_of(found.path) if found.path else pinned.nbytes if pinned else 0
     return {
         "label": found.label,
         "step": found.step,
@@ -110,13 +109,6 @@ def _dtypes(tensors: Any) -> dict[str, int]:
     for stored in set(tensors):
         elements[stored.dtype] += stored.numel
     return dict(elements)
-
-
-def _bytes_of(path: Path | None, pinned: Pinned | None) -> int:
-    if path is None:
-        return pinned.nbytes if pinned else 0
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 def _memory(plan: Plan, threads: int) -> int:

@@ -25,7 +25,7 @@ from lawa.checkpoints.formats.form import Format, Scratch
 from lawa.checkpoints.sources import read_from, stamps
 from lawa.errors import LawaError
 
-__all__ = ["Format", "catalog", "look"]
+__all__ = ["Format", "catalog", "foreseen", "look"]
 
 _DIRECTORIES = (huggingface, neox, deepspeed, dcp)
 
@@ -69,3 +69,24 @@ def catalog(path: Path, *, label: str | None = None, scratch: Scratch) -> Catalo
         metadata=tensors.metadata,
         sources=read_from(path, before, tensors.places),
     )
+
+
+def foreseen(path: Path, *, label: str | None = None) -> Catalog | None:
+    """What `catalog` will give, where that is told without loading or writing tensors; its places may be nowhere."""
+    form = look(path)
+    if form.name == "dcp":
+        return dcp.foreseen(path, label=label)
+    if form.whole:
+        return None
+    try:
+        return catalog(path, label=label, scratch=_none)
+    except _WouldWrite:
+        return None
+
+
+class _WouldWrite(Exception):
+    """The tensors have no places of their own."""
+
+
+def _none() -> Path:
+    raise _WouldWrite
