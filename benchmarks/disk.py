@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from disk_contenders import WEIGHTS, Contender, Taken, engine, limit, mergekit, one_by_one, whole_process
+from disk_contenders import WEIGHTS, Contender, Taken, engine, limit, mergekit, one_by_one, removed, whole_process
 from disk_data import HUGE, LARGE, MEDIUM, SMALL, TINY, Case, make
 from lawa.checkpoints.catalog import Stored
 from lawa.checkpoints.formats.safetensors import read_header
@@ -58,7 +58,9 @@ def measure(folder: Path, *, quick: bool, environment: Path | None, large: bool)
             folder, case, lambda inputs, out, case=case: one_case(case, inputs, out, rounds, environment=environment)
         )
     rolling_case = Case(TINY, 7) if quick else ROLLING
-    found += in_its_folder(folder, rolling_case, lambda inputs, out: rolling(rolling_case, inputs, out, rounds))
+    found += in_its_folder(
+        folder, rolling_case, lambda inputs, out: rolling(rolling_case, inputs, out, rounds), outputs_of=40
+    )
     shutil.rmtree(folder / "inputs", ignore_errors=True)
     if large:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -69,14 +71,16 @@ def measure(folder: Path, *, quick: bool, environment: Path | None, large: bool)
     return found
 
 
-def in_its_folder(folder: Path, case: Case, run: Callable[[list[Path], Path], list[Found]]) -> list[Found]:
+def in_its_folder(
+    folder: Path, case: Case, run: Callable[[list[Path], Path], list[Found]], *, outputs_of: int = 4
+) -> list[Found]:
     """Its checkpoints, those of the case before where they are the same, and a folder for outputs; if there is room."""
     place = folder / "inputs" / f"{case.size.parameters}-{case.dtype}"
     for other in place.parent.glob("*"):
         if other != place:
             shutil.rmtree(other)
     there = sum(file.stat().st_size for file in place.glob("*/*"))
-    needed, free = 1.1 * (case.nbytes - there) + 20 * case.one, shutil.disk_usage(folder).free
+    needed, free = 1.1 * (case.nbytes - there) + outputs_of * case.one, shutil.disk_usage(folder).free
     if needed > free:
         room = f"{needed / 1e9:.0f} GB in {folder}, which has {free / 1e9:.0f} GB"
         print(f"disk: {case.title} needs {room}: left out", file=sys.stderr)
@@ -96,17 +100,18 @@ def one_case(
     case: Case, inputs: Sequence[Path], out: Path, rounds: int, *, environment: Path | None = None, cached: bool = True
 ) -> list[Found]:
     contenders: dict[str, Contender] = {
-        "limit": limit(inputs, out / "limit"),
+        "limit": removed(limit(inputs, out / "limit"), out / "limit"),
         "engine": engine(inputs, out / "engine"),
-        "limit, fsync": limit(inputs, out / "limit-fsync", sync=True),
-        "engine, fsync": engine(inputs, out / "engine-fsync", sync=True),
-        "process": whole_process(inputs, out / "process"),
+        "limit, fsync": removed(limit(inputs, out / "limit-fsync", sync=True), out / "limit-fsync"),
+        "engine, fsync": removed(engine(inputs, out / "engine-fsync", sync=True), out / "engine-fsync"),
+        "process": removed(whole_process(inputs, out / "process"), out / "process"),
         "whole": one_by_one(inputs, out / "whole"),
     }
     if environment:
-        contenders["mergekit"] = mergekit(inputs, out / "mergekit", environment=environment, dtype=case.dtype)
+        other = out / "mergekit"
+        contenders["mergekit"] = removed(mergekit(inputs, other, environment=environment, dtype=case.dtype), other)
     if cached:
-        limit(inputs, out / "limit")()
+        contenders["limit"]()
     took = alternate(contenders, rounds=rounds, warmup=1 if cached else 0)
     faster = FASTER if cached else FASTER_LARGE
     return [

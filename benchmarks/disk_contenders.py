@@ -121,13 +121,26 @@ def _peak(status: str) -> int:
 
 
 def _into(output: Path, run: Contender) -> Contender:
-    """What the round before has left is removed first, and that is not timed."""
+    """What the round before has left is removed first and the disk brought to rest; that is not timed."""
 
     def cleared() -> Taken:
         shutil.rmtree(output, ignore_errors=True)
+        os.sync()  # else it pays for what others have written
         return run()
 
     return cleared
+
+
+def removed(contender: Contender, output: Path) -> Contender:
+    """As `contender`, and its output does not stay."""
+
+    def run() -> Taken:
+        try:
+            return contender()
+        finally:
+            shutil.rmtree(output)
+
+    return run
 
 
 def _command(what: str, inputs: Sequence[Path], output: Path, **options: object) -> list[str]:

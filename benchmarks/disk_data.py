@@ -55,7 +55,7 @@ TINY = Size(hidden=32, inner=64, layers=1, vocabulary=256)
 SMALL = Size(hidden=768, inner=2048, layers=12)  # 134M parameters
 MEDIUM = Size(hidden=1024, inner=2816, layers=22)  # 348M
 LARGE = Size(hidden=1536, inner=4096, layers=24)  # 778M
-HUGE = Size(hidden=3072, inner=8192, layers=26)  # 3.1B
+HUGE = Size(hidden=2048, inner=5632, layers=26)  # 1.5B
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def test_any_blocks_give_the_same_bits(opened: Files, data: st.DataObject) -> No
     out = data.draw(st.sampled_from(DTYPES[:3]))
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files_kernel, "block_of", lambda sources: data.draw(st.integers(1, 80)))
+        patch.setattr(files_kernel, "block_of", lambda sources, outputs: data.draw(st.integers(1, 80)))
         for way in (average, average_by_torch):
             target = opened.target(n, NAMES[out])
             assert not way([opened.source(theta) for theta in thetas], [target], [range(len(dtypes))], [c], 0, n).errno
@@ -209,6 +209,16 @@ def test_blocks_fit_a_cores_cache_or_are_the_smallest(k: int, dtype: str) -> Non
     assert block & (block - 1) == 0
     held = block * k * ITEMSIZE[dtype]
     assert block in (1 << 12, 1 << 18) or files_kernel._IN_CACHE / 2 < held <= files_kernel._IN_CACHE
+
+
+@pytest.mark.parametrize("k", [1, 2, 10, 20, 100, 1000, 10000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_of_several_outputs_are_written_in_fewer_pieces_and_still_hold_little(k: int, dtype: str) -> None:
+    one, several = (block_of([(0, 0, dtype)] * k, outputs) for outputs in (1, 16))
+    assert several & (several - 1) == 0
+    assert several >= one
+    assert several in (one, 1 << 12, 1 << 16) or several * k * ITEMSIZE[dtype] <= files_kernel._MOST
+    assert several * k * ITEMSIZE[dtype] <= max(files_kernel._MOST, k * ITEMSIZE[dtype] << 12)
 
 
 def test_torch_holds_little_however_many_inputs_there_are(opened: Files, monkeypatch: pytest.MonkeyPatch) -> None:

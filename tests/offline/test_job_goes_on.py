@@ -145,6 +145,8 @@ def test_a_caller_who_leaves_early_can_come_back(tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["a"]
     published = held(tmp_path / "out" / "a")
     again = job(tmp_path, work)
+    assert again.left(False) == SEVERAL[1:], "room is needed for these alone"
+    assert again.left(True) == SEVERAL, "another job writes all of them"
     assert elements_done(again) == 0
     assert held(tmp_path / "out" / "a") == published, "it is not published again"
     for mean in SEVERAL:

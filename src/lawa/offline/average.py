@@ -190,7 +190,7 @@ class Averaging:
                 "--allow-duplicates"
             )
         job = Job(plan, self.asked.output, finish=self._finish, overwrite=self.asked.overwrite)
-        _check_room(self.asked.output, plan, twice=making.format == "dcp")
+        _check_room(self.asked.output, plan, len(job.left(making.allow_non_finite)), twice=making.format == "dcp")
         if making.push_to_hub is not None:
             push.reserve(making.push_to_hub, private=making.private)
         return self._outputs(job)
@@ -288,9 +288,11 @@ def bytes_of(size: int | str) -> int:
     return int(float(parts[1]) * _UNITS[parts[2].upper()])
 
 
-def _check_room(output: Path, plan: Plan, *, twice: bool) -> None:
-    """Raise where the disk has no room for what is not written yet; `twice`: one output at a time is converted."""
-    needed = plan.bytes_written + twice * plan.bytes_written // len(plan.means)
+def _check_room(output: Path, plan: Plan, left: int, *, twice: bool) -> None:
+    """Raise where the disk has no room for what is not written yet of `left` outputs; `twice`: one at a time is
+    converted."""
+    one = plan.bytes_written // len(plan.means)
+    needed = (left + (twice and left > 0)) * one
     root = root_of(output)
     begun = sum(file.stat().st_blocks * 512 for file in root.rglob("*") if file.is_file()) if root.is_dir() else 0
     there = next(folder for folder in output.resolve().parents if folder.is_dir())

@@ -16,6 +16,8 @@ Source = tuple[int, int, str]  # descriptor, offset of the tensor in bytes, dtyp
 
 _TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 _IN_CACHE = 3 << 18  # bytes of all inputs' blocks: they stay in a core's own cache
+_MANY = 1 << 16  # elements of a block for several outputs: their many writes cost more than the cache saves
+_MOST = 1 << 25  # bytes of all inputs' blocks for several outputs
 _HELD = 1 << 26  # bytes of all inputs' blocks that torch works on
 _NO_MEMORY = -2
 
@@ -61,10 +63,13 @@ def serve(dtypes: Collection[str], out_dtype: str, accumulate: str) -> bool:
     return _library is not None and accumulate == "float32" and {*dtypes, out_dtype} <= _TYPES.keys()
 
 
-def block_of(sources: Sequence[Source]) -> int:
+def block_of(sources: Sequence[Source], outputs: int = 1) -> int:
     """Elements of a block: a power of two."""
     bytes_each = sum(ITEMSIZE[dtype] for _, _, dtype in sources)
-    return 1 << min(18, max(12, (_IN_CACHE // bytes_each).bit_length() - 1))
+    block = 1 << min(18, max(12, (_IN_CACHE // bytes_each).bit_length() - 1))
+    if outputs == 1:
+        return block
+    return max(block, 1 << max(12, min(_MANY, _MOST // bytes_each).bit_length() - 1))
 
 
 def average(
@@ -92,7 +97,7 @@ def average(
         (ctypes.c_int64 * n)(*map(len, members)),
         (ctypes.c_void_p * n)(*map(ctypes.addressof, rows)),
         (ctypes.c_void_p * n)(*(None if one is None else ctypes.addressof(one) for one in weights)),
-        _TYPES[targets[0][2]], stop - start, block_of(sources), ctypes.byref(failed), not_finite,
+        _TYPES[targets[0][2]], stop - start, block_of(sources, n), ctypes.byref(failed), not_finite,
     )  # fmt: skip
     return Done(errno, failed.value, [index for index, bad in enumerate(not_finite) if bad])
 

@@ -60,6 +60,11 @@ class Job:
     def target(self, mean: Mean) -> Path:
         return self.output / mean.name if mean.name else self.output
 
+    def left(self, allow_non_finite: bool) -> list[Mean]:
+        """The outputs that this job, where it was begun before, has not published yet."""
+        ours = self._begun(allow_non_finite)
+        return [mean for mean in self.plan.means if not (ours and self._published(mean))]
+
     def run(
         self, *, threads: int, sync: bool = True, digests: bool = False, allow_non_finite: bool = False,
         progress: Callable[[int], None] = lambda elements: None, cluster: Cluster | None = None,

@@ -118,7 +118,8 @@ def _memory(plan: Plan, threads: int) -> int:
         if placed.row.averaged:
             dtypes = [stored.dtype for stored in placed.row.stored if stored]
             serves = files_kernel.serve(set(dtypes), placed.dtype, plan.accumulate)
-            block = files_kernel.block_of([(0, 0, dtype) for dtype in dtypes]) if serves else _BY_TORCH
+            sources = [(0, 0, dtype) for dtype in dtypes]
+            block = files_kernel.block_of(sources, len(plan.means)) if serves else _BY_TORCH
             bytes_each = sum(ITEMSIZE[dtype] for dtype in dtypes) + 2 * ITEMSIZE[plan.accumulate]
             most = max(most, min(block, placed.row.numel) * bytes_each)
     return threads * most
