@@ -26,7 +26,6 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from lawa.data.order import batch
 from lawa.pretrain.checkpoint.position import Position
 from lawa.pretrain.config import Config, load
 from lawa.pretrain.loop import Loop
@@ -164,7 +163,7 @@ class Bare:
                     self.t, schedule=training.schedule, lr=training.lr, min_lr=training.min_lr,
                     updates=training.updates, warmup=training.warmup,
                 )  # fmt: skip
-            tokens = torch.from_numpy(batch(setup.store.train, setup.order, self.t)).to(setup.device)
+            tokens = torch.from_numpy(setup.text.batch(self.t, None)).to(setup.device)
             parts = tokens.split(training.micro_batch or training.batch)
             for part in parts:
                 logits = model(input_ids=part[:, :-1]).logits

@@ -68,11 +68,14 @@ def opened(outputs: Sequence[Path]) -> Iterator[Opened]:
 
 
 def lay_out(plan: Plan, directory: Path) -> None:
-    """The files of one output, with their headers, at their sizes."""
+    """The files of one output, with their headers; their blocks are reserved, which makes every write cheaper."""
     for file in plan.files:
         with (directory / file.name).open("xb") as new:
             new.write(file.begin)
-            new.truncate(file.nbytes)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(new.fileno(), 0, file.nbytes)
+            else:
+                new.truncate(file.nbytes)
 
 
 def run(

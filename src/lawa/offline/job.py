@@ -205,10 +205,13 @@ class Job:
         self.finish(mean, folder)
         self._check_place(ours=True)  # nothing has come there meanwhile
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.root / REPLACED / quote(target.relative_to(self.output.parent).as_posix(), safe="")
-        aside.parent.mkdir(exist_ok=True)
-        complete(folder, target, sync=sync, digests=digests, aside=aside if self.overwrite else None)
-        shutil.rmtree(aside.parent, ignore_errors=True)
+        aside = None
+        if self.overwrite and target.exists():
+            aside = self.root / REPLACED / quote(target.relative_to(self.output.parent).as_posix(), safe="")
+            aside.parent.mkdir(exist_ok=True)
+        complete(folder, target, sync=sync, digests=digests, aside=aside)
+        if aside is not None:
+            shutil.rmtree(aside.parent, ignore_errors=True)
         return target
 
     def _restore(self) -> None:
