@@ -61,5 +61,5 @@ $(VENV)/demo.done: $(VENV)/torch.done pyproject.toml $(wildcard src/lawa/*/_*.c)
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/demo.done
-	$(PIP) -e '.[train,report,lightning,trl,deepspeed,bench,dev]'
+	$(PIP) -e '.[train,report,lightning,trl,deepspeed,eval,bench,dev]'
 	@touch $@

@@ -3,13 +3,15 @@
     python benchmarks/readers.py [--quick] [--output FILE]
 
 Every reader gives int64 rows whose ids were compared with the vocabulary. The limit of a batch that lies end to end
-is one slice of np.memmap as int64; of sequences from all over, as many slices, stacked. The files are cached. The
+is one slice of np.memmap as int64; of sequences from all over, as many slices, stacked; of rows from all over that
+have one length, one indexing with their numbers, which takes an eighth of the slices' time. The files are cached. The
 target is 0.7 of the limit in tokens a second, so 1.43 times its seconds. Start-up: Pythia's own sizes, in files with
 holes, opened and read at batch 100,000; the target is 2 seconds.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 import tempfile
 from collections.abc import Callable
@@ -48,15 +50,18 @@ class Size:
 
 
 def plain(folder: Path, size: Size) -> dict[str, Callable[[int], object]]:
-    """The limits: batches that lie end to end, and sequences from all over."""
+    """The limits: batches that lie end to end, sequences from all over, and rows of one length from all over."""
     file = folder / "plain.bin"
     size.ids().tofile(file)
     ids = np.memmap(file, dtype="<u2", mode="r")
     tokens = size.batch * size.row
     starts = np.random.default_rng(1).integers(0, len(ids) - size.row, (size.updates, size.batch))
+    rows = np.asarray(ids).reshape(-1, size.row)
+    picked = np.random.default_rng(2).permutation(len(rows)).reshape(size.updates, size.batch)
     return {
         "one slice": lambda t: ids[(t - 1) * tokens : t * tokens].reshape(-1, size.row).astype(np.int64),
         "slices": lambda t: np.stack([ids[i : i + size.row].astype(np.int64) for i in starts[t - 1].tolist()]),
+        "a gather": lambda t: rows[picked[t - 1]].astype(np.int64),
     }
 
 
@@ -115,12 +120,34 @@ def own_run(folder: Path, size: Size) -> Batches:
     return open_batches({"run": {"store": folder / "store", "seed": 0, **_common(size)}})
 
 
+def chunks(folder: Path, size: Size) -> Batches:
+    """A chunk of LLM360's, converted, in Amber's order."""
+    file = folder / "train_000.jsonl"
+    rows = size.ids().reshape(-1, size.row).tolist()
+    file.write_text("".join(json.dumps({"token_ids": row, "source": "c4"}) + "\n" for row in rows))
+    settings = {"files": {0: file}, "examples": len(rows), "seed": 11111}
+    return open_batches({"chunks": {**settings, **_common(size)}})
+
+
+def indices(folder: Path, size: Size) -> Batches:
+    """OLMo's token files, in a list's order."""
+    rows = size.ids().reshape(-1, size.row)
+    files = [folder / f"part-{i}-00000.npy" for i in range(8)]
+    for file, part in zip(files, np.array_split(rows, len(files)), strict=True):
+        part.tofile(file)
+    np.random.default_rng(0).permutation(len(rows)).astype("<u4").tofile(folder / "global_indices.npy")
+    settings = {"global_indices": folder / "global_indices.npy", "files": files}
+    return open_batches({"indices": {**settings, **_common(size)}})
+
+
 ACROSS = "preshuffled-across-files"  # read by the way: no run has many such batches
 READERS: dict[str, tuple[str, str, Callable[[Path, Size], Batches]]] = {  # name → what it is, its limit, its maker
     "preshuffled": ("preshuffled", "one slice", preshuffled),
     ACROSS: ("preshuffled, in two files (one batch in 7,000)", "one slice", across_files),
     "documents": ("documents, by GPT-NeoX's maps", "slices", documents),
     "run": ("a run of one's own", "slices", own_run),
+    "chunks": ("LLM360's chunks, permuted", "a gather", chunks),
+    "indices": ("OLMo's files, by global indices", "a gather", indices),
 }
 
 

@@ -20,7 +20,7 @@ from lawa.records import write_json
 from measure import ROOT, Found, machine, read_found, table
 
 HERE = Path(__file__).resolve().parent
-BENCHMARKS = ("startup", "capture", "average", "peers", "ranks", "share", "checkpoint", "start", "disk")
+BENCHMARKS = ("startup", "capture", "average", "peers", "ranks", "share", "checkpoint", "start", "readers", "disk")
 
 
 def main() -> int:

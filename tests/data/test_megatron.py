@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lawa.data import megatron
-from lawa.data.megatron import open_megatron
+from lawa.data.megatron import open_index, open_megatron
 from lawa.data.order import Order, batch
 from lawa.data.sources import MegatronSource, TextSource
 from lawa.data.store import TokenStore, build_or_open, open_store
@@ -172,6 +172,16 @@ def test_what_is_wrong_with_the_files_is_named(tmp_path: Path, change: tuple[str
     file.write_bytes(content)
     with pytest.raises(LawaError, match=sentence):
         open_megatron(prefix).check(257)
+
+
+def test_an_index_without_documents_is_no_source(tmp_path: Path):
+    """Such is that of Pythia's preshuffled batches."""
+    prefix = write(tmp_path / "data", DOCUMENTS)
+    content = (tmp_path / "data.idx").read_bytes()
+    (tmp_path / "data.idx").write_bytes(content[:26] + struct.pack("<Q", 1) + content[34:-40])
+    assert open_index(tmp_path / "data.idx").documents.tolist() == [0]
+    with pytest.raises(LawaError, match=r"data.idx lists no document; name another prefix"):
+        open_megatron(prefix)
 
 
 def test_one_document_cannot_be_split(tmp_path: Path, tokenizer: Path):

@@ -154,3 +154,16 @@ def test_the_learning_rate_is_read_from_the_training_lines(tmp_path):
     run = load_run(write(tmp_path / "a", run_json("a"), [line]))
     assert (run.training.updates, run.training.losses, run.training.learning_rates) == ((5,), (6.5,), (1e-3,))
     assert json.loads((tmp_path / "a" / "run.json").read_text()) == run.description
+
+
+def test_evaluations_at_an_update_in_several_records_are_one(tmp_path):
+    """`lawa follow` writes a line for each average; where both have a loss, the later one counts."""
+    lines = [
+        {"kind": "evaluation", "update": 5, "tokens": 50, "losses": {"plain": 4.0}},
+        {"kind": "evaluation", "update": 5, "tokens": 50, "losses": {"window3": 3.5}, "snapshots": {"window3": 3}},
+        {"kind": "evaluation", "update": 5, "tokens": 50, "losses": {"plain": 3.9}},
+    ]
+    run = load_run(write(tmp_path / "run", run_json("run"), lines))
+    assert (run.plain.updates, run.plain.losses) == ((5,), (3.9,))
+    assert [(curve.name, curve.losses) for curve in run.averages] == [("window3", (3.5,))]
+    assert run.snapshots == {"window3": 3}

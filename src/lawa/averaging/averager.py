@@ -243,6 +243,21 @@ class WeightAverager:
             self._position = replace(self._position, pending=t)
         return due
 
+    def prefill(self, step: int) -> None:
+        """Capture what the model holds now as θ_step, for the windows that are due at `step`, before any update.
+
+        For the checkpoints that a run has behind it where another goes on from one of them, oldest first. EMA and
+        running mean do not read them, and no replacement falls due.
+        """
+        t = whole(step, "step", at_least=1)
+        before = max((held.step for held in self.snapshots()), default=0)
+        if self.step or t <= before:
+            after = f"update {self.step} was counted" if self.step else f"that of update {before}"
+            raise LawaError(f"the checkpoint of update {t} comes after {after}; windows are filled first, oldest first")
+        self._tensors.reshard()
+        self._tensors.check_bound()
+        self._collection.windows.capture(t, skipped=False)
+
     def replace_if_due(self) -> bool:
         """The second half: the model's weights become the average if a replacement is pending; whether they did.
 

@@ -10,11 +10,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lawa.cli import average, inspect, report, train
+from lawa.cli import average, branch, evaluate, follow, inspect, report, train
 from lawa.errors import LawaError, UsageError
 from lawa.version import __version__
 
-VERBS = {"train": train, "average": average, "inspect": inspect, "report": report}
+VERBS = {
+    "train": train,
+    "average": average,
+    "branch": branch,
+    "evaluate": evaluate,
+    "follow": follow,
+    "inspect": inspect,
+    "report": report,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -121,43 +121,80 @@ def open_megatron(prefix: str | Path) -> Megatron:
 
     Raises LawaError for missing, truncated or unknown files.
     """
-    index, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-    for file in (index, tokens):
+    path, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+    for file in (path, tokens):
         if not file.is_file():
             raise LawaError(f"{file} does not exist; a Megatron source names the prefix of a .bin and an .idx file")
-    with index.open("rb") as opened:
-        header = opened.read(_HEADER.size)
-    if not header.startswith(_MAGIC) or len(header) < _HEADER.size:
-        raise LawaError(f"{index} is no index of Megatron's (it does not begin with MMIDIDX); name another prefix")
-    _, version, code, sequences, documents = _HEADER.unpack(header)
-    if version != 1 or code not in _DTYPES:
+    index = open_index(path)
+    if len(index.documents) < 2:
+        raise LawaError(f"{path} lists no document; name another prefix")
+    if tokens.stat().st_size != index.bytes:
         raise LawaError(
-            f"{index} has version {version} and dtype {code}; version 1 with whole numbers can be read: write it anew"
-        )
-    expected = _HEADER.size + 12 * sequences + 8 * documents
-    if index.stat().st_size != expected:
-        raise LawaError(
-            f"{index} has {index.stat().st_size} bytes, and its header speaks of {expected}; it is truncated: fetch "
-            "or write it anew"
-        )
-    if not sequences or documents < 2:
-        raise LawaError(f"{index} lists no sequence; name another prefix")
-
-    def part(dtype: str, offset: int, count: int) -> Any:
-        return np.memmap(index, dtype=dtype, mode="r", offset=offset, shape=(count,))
-
-    lengths = part("<i4", _HEADER.size, sequences)
-    pointers = part("<i8", _HEADER.size + 4 * sequences, sequences)
-    dtype = np.dtype(_DTYPES[code])
-    expected = int(pointers[-1]) + int(lengths[-1]) * dtype.itemsize
-    if tokens.stat().st_size != expected:
-        raise LawaError(
-            f"{tokens} has {tokens.stat().st_size} bytes, and its index speaks of {expected}; fetch or write it anew"
+            f"{tokens} has {tokens.stat().st_size} bytes, and its index speaks of {index.bytes}; fetch or write it anew"
         )
     return Megatron(
         prefix=Path(prefix),
-        lengths=lengths,
-        pointers=pointers,
+        lengths=index.lengths,
+        pointers=index.pointers,
+        documents=index.documents,
+        ids=np.memmap(tokens, dtype=index.dtype, mode="r"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Index:
+    """An open index, whatever file or files its tokens are in; the arrays are read-only memory maps.
+
+    dtype      of the tokens
+    lengths    tokens of each sequence, int32 [sequences]
+    pointers   first byte of each sequence, int64 [sequences]
+    documents  the sequences that documents begin with, as the file has them: int64; that of Pythia's batches has one
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    lengths: NDArray[np.int32]
+    pointers: NDArray[np.int64]
+    documents: NDArray[np.int64]
+
+    @property
+    def bytes(self) -> int:
+        """Where the last sequence ends."""
+        return int(self.pointers[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
+
+
+def open_index(path: Path) -> Index:
+    """Open an index; its header and size are checked, in constant time.
+
+    Raises LawaError for one that is missing, truncated, empty or unknown.
+    """
+    if not path.is_file():
+        raise LawaError(f"{path} does not exist; name the index of Megatron's that goes with the tokens")
+    with path.open("rb") as opened:
+        header = opened.read(_HEADER.size)
+    if not header.startswith(_MAGIC) or len(header) < _HEADER.size:
+        raise LawaError(f"{path} is no index of Megatron's (it does not begin with MMIDIDX); name another prefix")
+    _, version, code, sequences, documents = _HEADER.unpack(header)
+    if version != 1 or code not in _DTYPES:
+        raise LawaError(
+            f"{path} has version {version} and dtype {code}; version 1 with whole numbers can be read: write it anew"
+        )
+    expected = _HEADER.size + 12 * sequences + 8 * documents
+    if path.stat().st_size != expected:
+        raise LawaError(
+            f"{path} has {path.stat().st_size} bytes, and its header speaks of {expected}; it is truncated: fetch "
+            "or write it anew"
+        )
+    if not sequences or not documents:
+        raise LawaError(f"{path} lists no sequence; name another prefix")
+
+    def part(dtype: str, offset: int, count: int) -> Any:
+        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
+
+    return Index(
+        path=path,
+        dtype=np.dtype(_DTYPES[code]),
+        lengths=part("<i4", _HEADER.size, sequences),
+        pointers=part("<i8", _HEADER.size + 4 * sequences, sequences),
         documents=part("<i8", _HEADER.size + 12 * sequences, documents),
-        ids=np.memmap(tokens, dtype=dtype, mode="r"),
     )

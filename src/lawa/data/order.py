@@ -182,5 +182,5 @@ def _in_epochs(position: NDArray[np.int64], n: int, seed: int, first_epoch: int 
 
 
 def _read(ids: NDArray[np.integer], indices: NDArray[np.int64], context: int) -> NDArray[np.int64]:
-    places = indices[:, None] * context + np.arange(context + 1)
-    return np.asarray(ids[places], dtype=np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(ids, context + 1)  # a view; its rows are copied whole
+    return windows[indices * context].astype(np.int64)

@@ -37,7 +37,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
-        self.averaging.check_reached(self.training.updates)
+        self.averaging.check_reached(self.training.updates, self.training.start)
+        if self.training.sharding != "none" and (self.averaging.prefill or self.model.optimizer):
+            given = "averaging.prefill" if self.averaging.prefill else "model.optimizer"
+            raise UsageError(f"{given} needs a whole model on each process; set training.sharding=none")
+        if self.training.start and self.model.weights is None:
+            raise UsageError("training.start needs the weights that have these updates behind them: model.weights")
         self.averaging.check_on_disk(self.checkpoints.every)
 
     def without_effect(self) -> list[str]:

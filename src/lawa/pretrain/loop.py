@@ -22,13 +22,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from lawa.averaging.averager import WeightAverager
 from lawa.averaging.layout import full
-from lawa.data.order import batch
 from lawa.errors import LawaError
 from lawa.evaluation.loss import evaluate, token_loss
 from lawa.pretrain.checkpoint.checkpoints import Checkpoints
 from lawa.pretrain.checkpoint.position import Position
 from lawa.pretrain.progress import Progress
-from lawa.pretrain.schedules import learning_rate
 from lawa.pretrain.setup import Setup
 from lawa.pretrain.signals import Stop, Stopped
 from lawa.pretrain.trackers import Trackers
@@ -72,6 +70,8 @@ class Loop:
         Raises Stopped where a signal asked for it, with a checkpoint of the last update on disk.
         """
         last = self.config.training.updates
+        if 0 < self.position.update == self.config.training.start:
+            self.look(evaluating=True, saving=False)  # what it was given
         self.replace()
         for t in range(self.position.update + 1, last + 1):
             self.position.update = t
@@ -109,18 +109,10 @@ class Loop:
         training, setup, scaler = self.config.training, self.setup, self.setup.scaler
         with self.clock("training"):
             torch.manual_seed(_draw(self.config.seed, t, self.ranks.rank))
-            lr = learning_rate(
-                t,
-                schedule=training.schedule,
-                lr=training.lr,
-                min_lr=training.min_lr,
-                updates=training.updates,
-                warmup=training.warmup,
-                decay=training.decay_updates,
-            )
+            lr = training.rate(t)
             for group in setup.optimizer.param_groups:
                 group["lr"] = lr
-            sequences = batch(setup.store.train, setup.order, t, self.ranks.rows)
+            sequences = setup.text.batch(t, self.ranks.rows)
             parts = torch.from_numpy(sequences).to(setup.device).split(self.ranks.micro_batch)
             for i, part in enumerate(parts, start=1):
                 with self.ranks.accumulating(setup.module, last=i == len(parts)):
@@ -218,7 +210,7 @@ class Loop:
         with self.clock("evaluation"):
             return evaluate(
                 setup.model,
-                setup.validation,
+                setup.text.validation,
                 batch=self.config.evaluation.batch,
                 autocast=setup.autocast(),
                 share=(ranks.rank, ranks.world),

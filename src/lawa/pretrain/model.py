@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lawa.checkpoints.publish import sha256
-from lawa.data.store import TokenStore
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain.config import Config
 from lawa.pretrain.presets import PRESETS
 from lawa.pretrain.sections.model import ModelConfig
+from lawa.pretrain.text import Text
 
 _VOCABULARY_MULTIPLE = 128  # GPT-NeoX's make_vocab_size_divisible_by; it makes 50257 and 50277 into 50304
 _SHAPE = ("config.json", "generation_config.json")
@@ -97,12 +97,10 @@ def shape_of(checkpoint: Path) -> Given:
     return Given(name=str(checkpoint), path=checkpoint)
 
 
-def make_model(
-    config: Config, store: TokenStore, *, device: torch.device, given: Given | None = None
-) -> PreTrainedModel:
+def make_model(config: Config, text: Text, *, device: torch.device, given: Given | None = None) -> PreTrainedModel:
     """The model on `device`, in fp32 whatever its weights' dtype on disk, in train mode.
 
-    store  its vocabulary and end of text must fit the model
+    text   its vocabulary and end of text must fit the model
     given  where it comes from; default: what the configuration names
 
     The same seed gives the same fresh weights. With training.compile its forward is compiled in place, on the first
@@ -110,10 +108,10 @@ def make_model(
     or do not fit, UsageError for settings that cannot be.
     """
     given = given or given_model(config.model)
-    shape = model_config(config, store, given)
+    shape = model_config(config, text, given)
     torch.manual_seed(config.seed)
     if given is not None and given.weights:
-        model = _load(given, shape)
+        model = load_weights(given, shape)
     else:
         with device, _one_sentence(f"no causal language model can be made of {type(shape).__name__}"):
             model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
@@ -126,12 +124,12 @@ def make_model(
     return model
 
 
-def model_config(config: Config, store: TokenStore, given: Given | None = None) -> Any:
+def model_config(config: Config, text: Text, given: Given | None = None) -> Any:
     """transformers' own configuration: the preset and what the data decides, or the given one; then the overrides."""
-    shape = _preset(config, store) if given is None else _read(config, store, given)
-    if shape.vocab_size < store.vocab_size:
+    shape = _preset(config, text) if given is None else _read(config, text, given)
+    if shape.vocab_size < text.vocab_size:
         raise UsageError(
-            f"the model's vocabulary of {shape.vocab_size} is less than the tokenizer's {store.vocab_size}; "
+            f"the model's vocabulary of {shape.vocab_size} is less than the tokenizer's {text.vocab_size}; "
             "set data.tokenizer to the model's own, or raise model.overrides.vocab_size where weights are fresh"
         )
     positions = getattr(shape, "max_position_embeddings", None)
@@ -142,7 +140,7 @@ def model_config(config: Config, store: TokenStore, given: Given | None = None) 
     return shape
 
 
-def _preset(config: Config, store: TokenStore) -> Any:
+def _preset(config: Config, text: Text) -> Any:
     model = config.model
     architecture, sizes = PRESETS[model.preset] if model.preset is not None else (model.architecture, {})
     assert architecture is not None  # ModelConfig checked it
@@ -152,16 +150,16 @@ def _preset(config: Config, store: TokenStore) -> Any:
         architecture,
         **{
             **sizes,
-            "vocab_size": -(-store.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
+            "vocab_size": -(-text.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
             positions: config.data.context,
-            **_end_of_text(store),
+            **_end_of_text(text),
             **_overrides(model, base),
         },
     )
 
 
-def _read(config: Config, store: TokenStore, given: Given) -> Any:
-    fields = _end_of_text(store) if config.model.config is not None else {}
+def _read(config: Config, text: Text, given: Given) -> Any:
+    fields = _end_of_text(text) if config.model.config is not None else {}
     with _one_sentence(f"{given.name}: transformers cannot read its configuration"):
         base = AutoConfig.from_pretrained(str(given.path), trust_remote_code=False)
         fields.update(_overrides(config.model, base))
@@ -180,8 +178,8 @@ def _overrides(model: ModelConfig, base: Any) -> dict[str, Any]:
     return {field: value for field, (_, value) in own.items()}
 
 
-def _end_of_text(store: TokenStore) -> dict[str, Any]:
-    return {"bos_token_id": store.end_of_text, "eos_token_id": store.end_of_text}
+def _end_of_text(text: Text) -> dict[str, Any]:
+    return {"bos_token_id": text.end_of_text, "eos_token_id": text.end_of_text}
 
 
 def _from_hub(model: ModelConfig, patterns: tuple[str, ...]) -> Path:
@@ -196,7 +194,7 @@ def _from_hub(model: ModelConfig, patterns: tuple[str, ...]) -> Path:
         return Path(snapshot_download(name, revision=model.revision, allow_patterns=list(patterns)))
 
 
-def _load(given: Given, shape: Any) -> PreTrainedModel:
+def load_weights(given: Given, shape: Any) -> PreTrainedModel:
     """Its weights in fp32 on the CPU, every one of them and no other."""
     with _quiet(), _one_sentence(f"{given.name}: transformers cannot load its weights"):
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]

@@ -17,9 +17,8 @@ import yaml
 from rich.console import Console
 
 from lawa.checkpoints.publish import is_published, remove, sweep
-from lawa.data.store import TokenStore, open_store
 from lawa.errors import LawaError
-from lawa.pretrain import changes
+from lawa.pretrain import changes, midway
 from lawa.pretrain.checkpoint.checkpoints import provenance
 from lawa.pretrain.checkpoint.load import check_whole, load
 from lawa.pretrain.checkpoint.position import Position
@@ -40,9 +39,10 @@ from lawa.pretrain.model import shape_of
 from lawa.pretrain.progress import Progress, tokenizing
 from lawa.pretrain.ranks import Ranks
 from lawa.pretrain.settings import build, merge
-from lawa.pretrain.setup import Setup, prepare, store_path
+from lawa.pretrain.setup import Setup, prepare
 from lawa.pretrain.signals import Stop, ignore_sigterm
 from lawa.pretrain.table import table
+from lawa.pretrain.text import open_again
 from lawa.pretrain.trackers import Trackers
 from lawa.records import Records, read_json, write_json
 
@@ -64,6 +64,7 @@ def start(config: Config, run: Path, *, console: Console | None = None) -> dict[
         try:
             with tokenizing(console) as progress:
                 setup = prepare(config, run, ranks=ranks, progress=progress)
+            midway.give(setup)
         except BaseException:
             if ranks.main and [entry.name for entry in run.iterdir()] == [LOCK]:
                 shutil.rmtree(run)  # nothing was begun: the same command works again once its cause is mended
@@ -74,7 +75,7 @@ def start(config: Config, run: Path, *, console: Console | None = None) -> dict[
         console.print(table(setup, run))
         for sentence in config.without_effect():
             _warn(console, sentence)
-        return _train(run, setup, console, None)
+        return _train(run, setup, console, Position(update=config.training.start))
 
 
 def resume(
@@ -104,8 +105,8 @@ def resume(
                     sweep(parent)
                 check_whole(run, found[1])
         update, directory = ranks.first(found)
-        store = _same_store(store_path(config, run), described["data"]["digest"])
-        setup = prepare(config, run, ranks=ranks, store=store, given=shape_of(directory))
+        text = open_again(config, run, described["data"]["digest"])
+        setup = prepare(config, run, ranks=ranks, text=text, given=shape_of(directory))
         position = load(run, directory, setup, Records(run / "metrics.jsonl"))
         if ranks.main:
             if is_published(run / FINAL):  # of fewer updates
@@ -131,27 +132,20 @@ def _console(console: Console | None, ranks: Ranks) -> Console:
     return (console or Console(stderr=True, highlight=False)) if ranks.main else Console(quiet=True)
 
 
-def _same_store(path: Path, digest: str) -> TokenStore:
-    """The store at `path`, which must hold the tokens that the run began with."""
-    store = open_store(path)
-    if store.digest != digest:
-        raise LawaError(
-            f"{path} holds other tokens than the run began with (digest {store.digest[:12]}…, not {digest[:12]}…); "
-            "put its own store back, or start anew"
-        )
-    return store
-
-
 def _warn(console: Console, sentence: str) -> None:
     console.print(f"warning: {sentence}", soft_wrap=True, markup=False)
 
 
-def _train(run: Path, setup: Setup, console: Console, position: Position | None) -> dict[str, float]:
+def _train(run: Path, setup: Setup, console: Console, position: Position) -> dict[str, float]:
     config = setup.config
     progress = Progress(updates=config.training.updates, tokens_per_update=config.tokens_per_update, console=console)
-    done = position.update if position else 0
+    done = position.update
     trackers = Trackers.start(
-        setup.ranks.accelerator, config, run, done if position else None, warn=lambda text: _warn(console, text)
+        setup.ranks.accelerator,
+        config,
+        run,
+        done if done > config.training.start else None,
+        warn=lambda text: _warn(console, text),
     )
     stop = Stop()
     loop = Loop(run, setup, Records(run / "metrics.jsonl"), progress, position, trackers=trackers, stop=stop)
@@ -211,7 +205,7 @@ def _describe(run: Path, setup: Setup) -> dict[str, Any]:
         "name": run.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **_settings(setup),
-        "data": {"digest": setup.store.digest, **setup.store.info["splits"]},
+        "data": {"digest": setup.text.digest, **setup.text.described},
         "initial": setup.given.provenance() if setup.given else None,
         "threads": torch.get_num_threads(),
         "processes": setup.ranks.world,

@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -21,18 +19,17 @@ from lawa.averaging.layout import Layout
 from lawa.averaging.placement import Placement
 from lawa.averaging.stores import SnapshotStore
 from lawa.checkpoints.disk_store import DiskStore
-from lawa.data import store as token_store
-from lawa.data.order import Order, validation_sequences
-from lawa.data.store import Progress, TokenStore
+from lawa.data.store import Progress
 from lawa.pretrain.checkpoint import sharded, whole
 from lawa.pretrain.config import Config
-from lawa.pretrain.directory import CHECKPOINTS, STORE
+from lawa.pretrain.directory import CHECKPOINTS
 from lawa.pretrain.model import Given, given_model, make_model
 from lawa.pretrain.optimizer import make_optimizer
 from lawa.pretrain.ranks import Ranks
 from lawa.pretrain.scaler import LossScaler
 from lawa.pretrain.sections.averaging import AveragingConfig
 from lawa.pretrain.sections.training import TrainingConfig
+from lawa.pretrain.text import Text, open_text
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,7 +38,7 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Setup:
     """Everything a run trains with.
 
-    validation  the held-out sequences, int64 [n, context + 1]
+    text        its batches and held-out sequences
     model       transformers' own class: what is saved, averaged and evaluated
     module      what training calls: the model, or DDP around it
     autocast    makes the context of a forward pass: arithmetic in bf16 or fp16, or nothing
@@ -51,9 +48,7 @@ class Setup:
 
     config: Config
     ranks: Ranks
-    store: TokenStore
-    order: Order
-    validation: NDArray[np.int64]
+    text: Text
     model: PreTrainedModel
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -71,53 +66,29 @@ class Setup:
         return sum(parameter.numel() for parameter in self.model.parameters())  # of a sharded one, all of it
 
 
-def store_path(config: Config, run: Path) -> Path:
-    return Path(config.data.store) if config.data.store else run / STORE
-
-
-def open_text(config: Config, run: Path, ranks: Ranks, *, progress: Progress | None = None) -> TokenStore:
-    """The tokens: made of the text, or opened after comparing it; the main process does it for all."""
-    path, data = store_path(config, run), config.data
-    with ranks.main_first():
-        if not ranks.main or data.train is None:
-            return token_store.open_store(path)
-        return token_store.build_or_open(
-            path,
-            sources=data.sources,
-            validation=data.validation_sources,
-            validation_fraction=None if data.validation else data.validation_fraction,
-            tokenizer=data.tokenizer,
-            vocab_size=None if data.tokenizer else data.vocab_size,
-            seed=data.seed,
-            workers=data.workers,
-            progress=progress,
-        )
-
-
 def prepare(
     config: Config,
     run: Path,
     *,
     ranks: Ranks | None = None,
-    store: TokenStore | None = None,
+    text: Text | None = None,
     given: Given | None = None,
     progress: Progress | None = None,
 ) -> Setup:
     """Build everything from scratch; the same configuration gives the same initial weights and batches anywhere.
 
     ranks     the processes; default: as the launcher says
-    store     the tokens; default: made of the text, or opened after comparing it
+    text      what it reads; default: made of the text, or opened after comparing it
     given     where the model comes from; default: as the configuration says
     progress  told while text is tokenized
     """
     transformers_logging.disable_progress_bar()  # of loading and saving: ours is the one to be seen
-    training, data = config.training, config.data
+    training = config.training
     ranks = ranks or Ranks(training)
     given = given or given_model(config.model)
-    store = store or open_text(config, run, ranks, progress=progress)
-    weights = data.weights or store.weights
+    text = text or open_text(config, run, ranks, progress=progress)
     # Drawn on the CPU, the initial weights are the same ones whatever they are trained on.
-    model = make_model(config, store, device=torch.device("cpu"), given=given)
+    model = make_model(config, text, device=torch.device("cpu"), given=given)
     if not ranks.sharded:
         nn.Module.to(model, ranks.device)
     dtype = _DTYPES[training.precision]
@@ -128,11 +99,7 @@ def prepare(
     return Setup(
         config=config,
         ranks=ranks,
-        store=store,
-        order=Order.over(store.train, weights["train"], context=data.context, batch=training.batch, seed=config.seed),
-        validation=validation_sequences(
-            store.validation, data.context, config.evaluation.sequences, weights["validation"]
-        ),
+        text=text,
         model=model,
         module=module,
         optimizer=optimizer,

@@ -14,22 +14,21 @@ from lawa.pretrain.setup import Setup
 
 def table(setup: Setup, run: Path) -> Table:
     """What the run will be, and what it costs in memory and on disk, before it begins."""
-    config, store, parameters = setup.config, setup.store, setup.parameters
-    tokens = config.training.updates * config.tokens_per_update
+    config, text, parameters = setup.config, setup.text, setup.parameters
+    start, updates = config.training.start, config.training.updates - config.training.start
+    tokens = updates * config.tokens_per_update
     weights = 4 * parameters
     shown = Table(title=str(run), title_justify="left", show_header=False)
     model = config.model.source or config.model.preset or config.model.architecture
     shown.add_row("model", f"{model}, {parameters:,} parameters, {readable(weights)} in fp32")
-    shown.add_row(
-        "text",
-        f"{store.train_tokens:,} tokens, vocabulary {store.vocab_size:,}; held out {store.validation_tokens:,} tokens",
-    )
-    read = setup.order.epochs(config.training.updates)
+    shown.add_row("text", text.told)
+    read = text.epochs(updates)
     epochs = ", ".join(f"{times:.2f} epochs{f' of {name}' if len(read) > 1 else ''}" for name, times in read.items())
+    after = f" after {start:,}" if start else ""
     shown.add_row(
         "training",
-        f"{config.training.updates:,} updates of {config.tokens_per_update:,} tokens = {tokens:,} "
-        f"({epochs}) on {setup.device}{_each(setup)}",
+        f"{updates:,} updates{after} of {config.tokens_per_update:,} tokens = {tokens:,}"
+        f"{f' ({epochs})' if epochs else ''} on {setup.device}{_each(setup)}",
     )
     if setup.averager is None:
         shown.add_row("averaging", "none")
@@ -58,7 +57,8 @@ def _disk(setup: Setup) -> Iterator[tuple[str, str]]:
     """Rows about the bytes on disk once the run is done, and in memory while a checkpoint is written."""
     config, weights = setup.config, 4 * setup.parameters
     wanted, last = config.checkpoints, config.training.updates
-    saves = [*range(wanted.every, last, wanted.every), last]
+    first = config.training.start // wanted.every * wanted.every + wanted.every
+    saves = [*range(first, last, wanted.every), last]
     kept = min(len(saves), wanted.keep or len(saves))
     resumable = min(kept, wanted.resumable)
     moments = 8 * setup.parameters  # Adam's two

@@ -17,13 +17,25 @@ from lawa.report.compare import Comparison
 from lawa.report.look import Stroke, gain_range, loss_range, strokes, training_range
 from lawa.report.runs import Curve
 from lawa.report.text import cut, whole
+from lawa.trajectories.ahead import ahead
 
 Figure = dict[str, Any]  # id, data, layout; along: the x of each trace, {updates: …, tokens: …}
 Trace = dict[str, Any]
 
 
 def figures(findings: Findings) -> list[Figure]:
-    return [_validation(findings), _training(findings)]
+    led = [_leads(findings)] if follows(findings) else []
+    return [_validation(findings), *led, *([_training(findings)] if trained(findings) else [])]
+
+
+def follows(findings: Findings) -> bool:
+    """Whether there are averages along a released run, whose lead over it is the question."""
+    return any("follows" in run.description for run in findings.runs)
+
+
+def trained(findings: Findings) -> bool:
+    """Whether there are training losses to show; `lawa follow` has none."""
+    return any("follows" not in run.description for run in findings.runs)
 
 
 def _validation(findings: Findings) -> Figure:
@@ -44,6 +56,22 @@ def _validation(findings: Findings) -> Figure:
     lower = _axis(gain, gain_range(findings.shown), domain=(0.0, 0.35))
     lower |= {"zeroline": True, "zerolinewidth": 1.5}
     return _figure("validation", traces, _layout(upper, lower, height=700))
+
+
+def _leads(findings: Findings) -> Figure:
+    """How many updates each average is ahead of the run that it follows; a gap where the run never gets there."""
+    traces = []
+    for place, (arm, stroke) in enumerate(zip(findings.arms, strokes(findings.arms), strict=True)):
+        if arm.average is None or "follows" not in arm.run.description:
+            continue
+        plain, curve = dict(zip(arm.run.plain.updates, arm.run.plain.losses, strict=True)), arm.curve
+        leads = [ahead(plain, t, loss) for t, loss in zip(curve.updates, curve.losses, strict=True)]
+        curve = Curve(arm.label, curve.updates, curve.tokens, tuple(math.nan if one is None else one for one in leads))
+        traces.append(_trace(curve, stroke, f"arm{place}", hover="%{y:+,.0f}") | {"mode": "lines+markers"})
+    axis = _axis("updates ahead of the run", None, domain=(0.0, 1.0)) | {"zeroline": True, "zerolinewidth": 1.5}
+    layout = _layout(axis, axis, height=420)
+    del layout["yaxis2"]
+    return _figure("leads", traces, layout | {"showlegend": True, "xaxis": layout["xaxis"] | {"anchor": "y"}})
 
 
 def _training(findings: Findings) -> Figure:

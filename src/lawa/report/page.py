@@ -15,7 +15,7 @@ from typing import Any
 
 from lawa.errors import require
 from lawa.report.arms import Arm, Findings
-from lawa.report.figures import figures
+from lawa.report.figures import figures, follows, trained
 from lawa.report.look import COLOURS, Stroke, strokes
 from lawa.report.page_parts import SCRIPT, STYLE
 from lawa.report.picture import alternative
@@ -34,6 +34,7 @@ def page(findings: Findings, png: bytes) -> str:
         [
             _header(names, findings),
             _validation(findings, png),
+            _leads(findings),
             _table(findings),
             _words(findings),
             _training(findings),
@@ -99,6 +100,18 @@ name to hide or show it.</figcaption>
 </figure>"""
 
 
+def _leads(findings: Findings) -> str:
+    if not follows(findings):
+        return ""
+    return """<h2>How far the averages are ahead</h2>
+<figure>
+<div id="leads" role="img" aria-label="How many updates each average is ahead of the run it follows."></div>
+<figcaption>The loss that an average has at an update, its run first has that many updates later, on a straight line
+between evaluations; below zero, it had it that many updates before. There is a gap where the run does not get there
+within the steps that were evaluated.</figcaption>
+</figure>"""
+
+
 def _table(findings: Findings) -> str:
     rows = []
     for arm, stroke in zip(findings.arms, strokes(findings.arms), strict=True):
@@ -137,6 +150,8 @@ evaluation, on a straight line between evaluations.</dd>
 
 
 def _training(findings: Findings) -> str:
+    if not trained(findings):
+        return ""
     names = ", ".join(run.name for run in findings.runs)
     return f"""<h2>Training</h2>
 <figure>

@@ -119,8 +119,10 @@ def load_run(directory: str | Path) -> Run:
 
 
 def _run(lines: list[dict[str, Any]], *, path: Path, description: dict[str, Any], **files: Any) -> Run:
-    # A run resumed at an update may repeat that update's records: the later one counts.
-    latest = {(line["kind"], line["update"]): line for line in lines}
+    latest: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in lines:
+        at = line["kind"], line["update"]
+        latest[at] = _together(latest[at], line) if at in latest else line
     last_update = max((line["update"] for line in lines), default=0)
 
     def of_kind(kind: str) -> list[dict[str, Any]]:
@@ -150,11 +152,20 @@ def _run(lines: list[dict[str, Any]], *, path: Path, description: dict[str, Any]
     )
 
 
+def _together(line: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """One record of two of a kind at the same update: the later one counts (a resumed run may repeat them), and what
+    was evaluated by one of them alone stays (`lawa follow` writes a line for each average)."""
+    if later["kind"] != "evaluation":
+        return later
+    both = {name: {**(line.get(name) or {}), **(later.get(name) or {})} for name in ("losses", "snapshots")}
+    return {**line, **later, **both}
+
+
 def _description(path: Path) -> dict[str, Any]:
     text = _text(path / "run.json")
     if text is None:
         what = "is not a run directory: it has no run.json" if path.is_dir() else "is not a directory"
-        raise UsageError(f"{path} {what}; give the directory that `lawa train --output` wrote")
+        raise UsageError(f"{path} {what}; give one that `lawa train` or `lawa follow` wrote")
     try:
         description = json.loads(text)
     except ValueError as bad:

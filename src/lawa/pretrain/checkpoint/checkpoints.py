@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -190,8 +189,7 @@ class Checkpoints:
             write_manifest(training, known=_known(linked))
 
     def _copy_tokenizer(self, directory: Path) -> None:
-        for file in self.setup.store.tokenizer_path.iterdir():
-            shutil.copy(file, directory / file.name)
+        self.setup.text.tokenizer(directory)
 
     def _snapshots_on_disk(self) -> dict[int, Path]:
         """{update: file or folder} in the latest checkpoint: a snapshot never changes, so none is written twice."""

@@ -35,7 +35,7 @@ def load(run: Path, directory: Path, setup: Setup, records: Records) -> Position
         sharded.read_optimizer(training, setup.model, setup.optimizer, ranks.writing)
     else:
         whole.read_weights(directory, setup.model)
-        whole.read_optimizer(training, setup.model, setup.optimizer)
+        whole.read_optimizer(training / whole.OPTIMIZER, setup.model, setup.optimizer)
     if setup.averager is not None and state.averager is not None:
         setup.averager.load_state_dict(
             sharded.read_averager(training, setup.averager, state.averager, ranks.writing)

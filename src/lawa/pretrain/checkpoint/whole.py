@@ -45,9 +45,9 @@ def read_weights(directory: Path, model: PreTrainedModel) -> None:
     model.load_state_dict(saved.state_dict())
 
 
-def read_optimizer(training: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def read_optimizer(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     parameters = dict(model.named_parameters())
-    for full, tensor in load_file(training / OPTIMIZER).items():
+    for full, tensor in load_file(file).items():
         key, _, name = full.partition(".")
         optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device, copy=True)  # no map of the file
 

@@ -45,6 +45,11 @@ class AveragingConfig:
         "of snapshots; host: in pinned memory; disk: the run's own last checkpoints are the snapshots",
         choices=("device", "host", "disk"),
     )
+    prefill: dict[str, Any] = setting(
+        {},
+        "{update: folder of weights} of earlier checkpoints of the run that training.start goes on with, which the "
+        "windows hold from the beginning, with the start's own weights",
+    )
     accumulate: str = setting("float32", "dtype of the sum", choices=("float32", "float64"))
     strict: bool = setting(False, "stop on a non-finite average instead of skipping its replacement")
 
@@ -69,6 +74,14 @@ class AveragingConfig:
         if self.mode == "replace":
             self._check_replacement(named)
 
+    @property
+    def prefilled(self) -> dict[int, str]:
+        """{update: folder}, oldest first."""
+        try:
+            return {int(step): str(path) for step, path in sorted(self.prefill.items(), key=lambda one: int(one[0]))}
+        except ValueError:
+            raise UsageError(f"averaging.prefill={self.prefill!r} must map updates to folders of weights") from None
+
     def check_on_disk(self, every: int) -> None:
         """Raise where placement=disk lacks a checkpoint, one every `every` updates, for some capture of a window."""
         if self.placement != "disk":
@@ -88,10 +101,23 @@ class AveragingConfig:
         except LawaError as impossible:
             raise UsageError(f"averaging: {impossible}") from None
 
-    def check_reached(self, updates: int) -> None:
-        """Raise for an average that a run of `updates` never has; so a first replacement falls within the run, too."""
+    def check_reached(self, updates: int, start: int = 0) -> None:
+        """Raise for an average that a run of the updates start + 1 … `updates` never has, with what its windows are
+        filled with before; so a first replacement falls within the run, too."""
+        before = self.prefilled
+        if before and (late := next((step for step in before if not 0 < step < start), None)) is not None:
+            raise UsageError(f"averaging.prefill: update {late} is not before training.start={start}; leave it out")
+        if before and self.placement == "disk":
+            raise UsageError("averaging.prefill needs snapshots in memory; choose averaging.placement=device or host")
         for name, average in self.named.items():
-            first = average.cadence.nth(average.needed)
+            cadence, held = average.cadence, 0
+            if before:
+                held = sum(map(cadence.due, (*before, start) if isinstance(average, Window) else (start,)))
+            first: int | None = start if held >= average.needed else None
+            if held < average.needed:
+                following = cadence.after(start)
+                until = None if following is None else following + (average.needed - held - 1) * cadence.every
+                first = until if until is not None and cadence.due(until) else None
             if first is None or first > updates:
                 raise UsageError(
                     f"averaging{f'.averages.{name}' if self.averages else ''}: {name!r} ({average}) is first ready at "

@@ -31,6 +31,11 @@ class ModelConfig:
         None,
         "in place of a preset: a folder or hub name whose weights training starts from; data.tokenizer must be theirs",
     )
+    optimizer: str | None = setting(
+        None,
+        "with model.weights: an optimizer.safetensors with Adam's moments and steps of these weights, by name, as a "
+        "checkpoint's training/ has it; default: fresh ones",
+    )
     revision: str | None = setting(
         None, "of a hub name: a branch, tag or commit (default: main); the commit is recorded in run.json"
     )
@@ -46,6 +51,8 @@ class ModelConfig:
                 if given
                 else f"set {', '.join(most)} or {last}, and only one of them"
             )
+        if self.optimizer is not None and self.weights is None:
+            raise UsageError("model.optimizer belongs to model.weights; name the weights that it was trained with")
         if self.revision is not None and (self.source is None or Path(self.source).exists()):
             raise UsageError(
                 f"model.revision={self.revision!r} needs a hub name in model.weights or model.config; remove it"
@@ -62,4 +69,6 @@ class ModelConfig:
         def absolute(name: str | None) -> str | None:
             return str(Path(name).absolute()) if name and Path(name).exists() else name
 
-        return dataclasses.replace(self, config=absolute(self.config), weights=absolute(self.weights))
+        return dataclasses.replace(
+            self, config=absolute(self.config), weights=absolute(self.weights), optimizer=absolute(self.optimizer)
+        )
