@@ -64,7 +64,7 @@ def measure(folder: Path, *, quick: bool, environment: Path | None, large: bool)
     shutil.rmtree(folder / "inputs", ignore_errors=True)
     if large:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        case = Case(HUGE, max(5, round(1.33 * memory / Case(HUGE, 1).nbytes)))
+        case = Case(HUGE, max(11, round(1.33 * memory / Case(HUGE, 1).nbytes)))
         found += in_its_folder(
             folder, case, lambda inputs, out: one_case(case, inputs, out, 1, environment=environment, cached=False)
         )

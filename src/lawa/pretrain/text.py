@@ -72,10 +72,10 @@ def open_again(config: Config, run: Path, digest: str) -> Text:
         _in_given_order(config) if config.data.batches else _in_own_order(config, open_store(store_path(config, run)))
     )
     if text.digest != digest:
-        where = "data.batches" if config.data.batches else store_path(config, run)
+        where, what = ("data.batches", "files") if config.data.batches else (store_path(config, run), "store")
         raise LawaError(
             f"{where} holds other tokens than the run began with (digest {text.digest[:12]}…, not {digest[:12]}…); "
-            "put its own back, or start anew"
+            f"put its own {what} back, or start anew"
         )
     return text
 
