@@ -50,7 +50,7 @@ def test_every_benchmark_runs(tmp_path):
     done = run("run.py", "--quick", "--output", str(tmp_path / "cpu.json"))
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "cpu.json").read_text())["benchmarks"]
-    names = ["startup", "capture", "average", "peers", "ranks", "share", "checkpoint", "start", "disk"]
+    names = ["startup", "capture", "average", "peers", "ranks", "share", "checkpoint", "start", "readers", "disk"]
     assert [described["benchmark"] for described in written] == names
     for described in written:
         check(described)

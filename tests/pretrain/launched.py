@@ -26,7 +26,7 @@ from rich.console import Console
 from launching import run_to_the_end
 from lawa.data import order
 from lawa.errors import LawaError
-from lawa.pretrain import loop
+from lawa.pretrain import loop, text
 from lawa.pretrain import run as runs
 from lawa.pretrain.checkpoint import sharded
 from lawa.pretrain.config import Config
@@ -89,7 +89,7 @@ def go(step: Step) -> None:
     run, quiet = Path(step.run), Console(file=io.StringIO())
     how, sentence = "done", ""
     with (
-        mock.patch.object(loop, "batch", read),
+        mock.patch.object(text, "batch", read),
         mock.patch.object(loop.Loop, "step", update),
         mock.patch.object(loop.Loop, "train", loaded),
         mock.patch.object(LossScaler, "unscale", overflowing),
