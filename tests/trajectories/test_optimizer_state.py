@@ -229,7 +229,8 @@ def test_row_parallel_biases_are_summed_and_their_moments_kept(tmp_path, ours):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_real_deepspeed(tmp_path, ranks):
     """Its files hold what it held itself, of every parameter."""
     pytest.importorskip("deepspeed", reason="pip install 'latest-weight-averaging[deepspeed]'")
