@@ -34,9 +34,9 @@ from lawa.pretrain.config import Config
 from lawa.pretrain.directory import TRAINING, latest
 from lawa.pretrain.loop import Loop
 from lawa.pretrain.progress import Progress
-from lawa.pretrain.settings import build
 from lawa.pretrain.setup import prepare
 from lawa.records import Records
+from lawa.settings import build
 from measure import Check, Found, Record, Spread, alternate, milliseconds, number, over, run
 from texts import small_corpus
 

@@ -9,7 +9,7 @@ import pytest
 
 from lawa.pretrain.config import Config, load, read_yaml
 from lawa.pretrain.reference import sections
-from lawa.pretrain.settings import walk
+from lawa.settings import walk
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -145,7 +145,7 @@ def test_a_disk_that_fills_later_is_one_sentence_and_loses_no_weights(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(spill, "_reserve", full)
+    monkeypatch.setattr(spill, "reserve", full)
     before = toys.weights(model)
     with pytest.raises(LawaError, match=r"no room for the 320 B of a snapshot \(No space left on device\); free some"):
         averager.update()

@@ -102,7 +102,7 @@ def test_duplicates_that_are_allowed_are_not_looked_for(
         (["run", "--steps", "100:400:100"], 1, "run has no checkpoint of step 400; it has 100, 200, 300"),
         (["run", "--steps", "x"], 2, "steps='x' is not A:B:S"),
         (["run", "--rolling"], 2, "a window's size is missing: give --window K"),
-        (["run", "--window", "two"], 2, "argument --window: 'two' is no number of checkpoints; write 5, or 3,5,10"),
+        (["run", "--window", "two"], 2, "argument --window: 'two' is no whole number; write 5, or 3,5,10"),
         (["run", "--coefficients", "steep"], 2, "coefficients='steep' is unknown"),
         (["run", "--output", "run/step100/x"], 2, "run/step100/x lies in the input run/step100"),
         (["run", "--output", "run"], 2, "run exists already; choose another --output"),

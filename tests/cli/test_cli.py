@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from lawa.cli import VERBS, main, train
 from lawa.pretrain.config import Config
 from lawa.pretrain.loop import Loop
-from lawa.pretrain.settings import walk
+from lawa.settings import walk
 from lawa.version import __version__
 
 

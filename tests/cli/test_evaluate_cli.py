@@ -97,13 +97,19 @@ def test_tasks_have_a_line_each_with_their_metrics(run, monkeypatch, capsys):
     assert capsys.readouterr().out == "run/step100  piqa  acc 0.5000 ± 0.1250  f1,strict 1e+06\n"
 
 
+def test_a_window_is_numbers(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", "run", "--text", "book.txt", "--window", "two"])
+    assert left.value.code == 2
+    assert "argument --window: 'two' is no whole number; write 5, or 3,5,10" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
         (["run"], 2, "nothing to evaluate on was named; give --text, --batches or --tasks"),
         (["run", "--text", "nowhere"], 1, "nowhere does not exist"),
         (["nowhere", "--text", "book.txt"], 1, "nowhere does not exist; name a checkpoint"),
-        (["run", "--text", "book.txt", "--window", "two"], 2, "--window two is no number of checkpoints"),
         (["run", "--text", "book.txt", "--window", "4"], 2, "a window of 4, spacing 1, spans 4 checkpoints"),
         (["run", "--text", "book.txt", "--coefficients", "linear"], 2, "name their size (--window K)"),
         (["run", "--text", "book.txt", "--include-path", "x"], 2, "name them with --tasks"),

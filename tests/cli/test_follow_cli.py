@@ -71,7 +71,7 @@ def test_results_on_stdout_and_the_rest_on_stderr(place, tmp_path, capsys):
         (["--steps", "1000:9000:1000"], 1, "has no checkpoint of step 4000; it has 1000, 2000, 3000"),
         (["--spacing", "5"], 2, "window2-spacing5 spans 6 steps"),
         (["--batch", "0"], 2, "batch=0 must be at least 1"),
-        (["--context", "65"], 2, "--context 65 is more than the 64 tokens that the model takes"),
+        (["--context", "65"], 2, "context=65 is longer than the 64 positions"),
     ],
 )
 def test_mistakes_get_one_sentence_and_a_code(place, tmp_path, capsys, more, code, sentence):

@@ -16,7 +16,7 @@ from hub_server import serving
 from lawa.cli import main
 from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
-from lawa.pretrain.settings import build
+from lawa.settings import build
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Opening batches by kind and settings; those of a run of one's own."""
 
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.given_files import Replica, sequences
-from lawa.data.batches import KINDS, Batches, absolute, build, open_batches
+from lawa.data.batches import KINDS, Batches, absolute, open_batches
 from lawa.data.order import Order, batch
 from lawa.data.sources import TextSource
 from lawa.data.store import TokenStore, build_or_open
@@ -94,63 +94,18 @@ def test_a_run_that_cannot_be(store: TokenStore, tmp_path: Path):
         ({"run": {}, "chunks": {}}, "not as {'run': {}, 'chunks': {}}"),
         ("run", "not as 'run'"),
         ({"run": 3}, "batches.run must be a mapping of settings, not 3"),
-        ({"run": {"stores": "x"}}, "unknown setting batches.run.stores; did you mean store"),
+        ({"run": {"stores": "x"}}, "unknown setting batches.run.stores; did you mean batches.run.store"),
         (
             {"run": {"xyz": 1}},
             "unknown setting batches.run.xyz; it has store, batch, context, seed, weights, vocab_size",
         ),
         ({"run": {"store": "x", "batch": 1, "context": 1}}, "batches.run.seed is not set"),
-        ({"run": {"store": 3}}, "batches.run.batch is not set"),
+        ({"run": {"store": 3}}, "batches.run.store=3 must be a path"),
     ],
 )
 def test_what_is_no_kind_and_no_setting(values: Any, sentence: str):
     with pytest.raises(UsageError, match=sentence):
         open_batches(values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    place: Path
-    places: dict[int, Path] | None = None
-    parts: list[Path] | None = None
-    share: float = 1.0
-    flag: bool = False
-    count: int = 0
-    order: list[int] | None = None
-    name: str = ""
-
-
-def test_settings_have_the_types_of_their_fields():
-    values = {"place": "a", "places": {"3": "b", 4: Path("c")}, "parts": ("d",), "share": 2, "flag": True, "order": [1]}
-    assert build(Settings, {**values, "count": 5, "name": "n"}, "s") == Settings(
-        place=Path("a"), places={3: Path("b"), 4: Path("c")}, parts=[Path("d")], share=2.0, flag=True, order=[1],
-        count=5, name="n",
-    )  # fmt: skip
-    assert build(Settings, {"place": "a", "parts": None}, "s") == Settings(place=Path("a"))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "sentence"),
-    [
-        ({"place": 3}, "s.place=3 must be a path"),
-        ({"place": None}, "s.place=None must be a path"),
-        ({"places": {"x": "b"}}, "s.places='x' must be a whole number"),
-        ({"places": {1: 2}}, "s.places.1=2 must be a path"),
-        ({"places": ["b"]}, r"s.places=\['b'\] must be a mapping"),
-        ({"parts": "abc"}, "s.parts='abc' must be a list"),
-        ({"parts": ["a", 1]}, r"s.parts\[1\]=1 must be a path"),
-        ({"share": "1"}, "s.share='1' must be a number"),
-        ({"share": True}, "s.share=True must be a number"),
-        ({"flag": 1}, "s.flag=1 must be true or false"),
-        ({"count": 1.0}, "s.count=1.0 must be a whole number"),
-        ({"count": True}, "s.count=True must be a whole number"),
-        ({"order": [1, "2"]}, r"s.order\[1\]='2' must be a whole number"),
-        ({"name": 1}, "s.name=1 must be text"),
-    ],
-)
-def test_values_of_other_types(wrong: dict[str, Any], sentence: str):
-    with pytest.raises(UsageError, match=sentence):
-        build(Settings, {"place": "a", **wrong}, "s")
 
 
 def test_paths_are_made_absolute_and_nothing_else_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

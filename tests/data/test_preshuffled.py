@@ -103,7 +103,8 @@ def test_the_genuine_length_with_its_index(genuine: tuple[np.ndarray, list[Path]
 def test_megatron_reads_the_same(genuine: tuple[np.ndarray, list[Path], Path], tmp_path: Path):
     """Megatron's own builder writes the files, and its own reader reads ours."""
     theirs = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    torch = pytest.importorskip("torch")
+    import torch
+
     whole, files, _ = genuine
     builder = theirs.IndexedDatasetBuilder(str(tmp_path / "built.bin"), dtype=np.uint16)
     for row in whole:

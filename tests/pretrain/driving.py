@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
 from lawa.pretrain.loop import Loop
-from lawa.pretrain.settings import build, merge
+from lawa.settings import build, merge
 from twins import same_bits
 
 

@@ -31,8 +31,8 @@ from lawa.pretrain import run as runs
 from lawa.pretrain.checkpoint import sharded
 from lawa.pretrain.config import Config
 from lawa.pretrain.scaler import LossScaler
-from lawa.pretrain.settings import build
 from lawa.pretrain.signals import Stopped
+from lawa.settings import build
 
 
 @dataclass(frozen=True, kw_only=True)

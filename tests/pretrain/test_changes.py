@@ -7,7 +7,7 @@ import pytest
 from lawa.errors import UsageError
 from lawa.pretrain.changes import between, check
 from lawa.pretrain.config import Config
-from lawa.pretrain.settings import build, merge
+from lawa.settings import build, merge
 
 
 def test_everything_that_differs_is_found_by_its_path():

@@ -9,8 +9,8 @@ import yaml
 from lawa.averaging.averages import EMA, RunningMean, Window
 from lawa.errors import UsageError
 from lawa.pretrain.config import Config, load, read_yaml
-from lawa.pretrain.settings import build, merge
 from lawa.pretrain.setup import make_averager
+from lawa.settings import build, merge
 
 
 def config(settings, **sections):

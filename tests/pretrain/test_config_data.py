@@ -8,7 +8,7 @@ import pytest
 from lawa.data.sources import DatasetSource, MegatronSource, TextSource
 from lawa.errors import UsageError
 from lawa.pretrain.sections.data import DataConfig
-from lawa.pretrain.settings import build
+from lawa.settings import build
 
 
 def data(**values: Any) -> DataConfig:

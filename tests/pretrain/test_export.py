@@ -13,7 +13,7 @@ from lawa.checkpoints.publish import verify
 from lawa.cli import main
 from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
-from lawa.pretrain.settings import build, merge
+from lawa.settings import build, merge
 from pretrain.driving import quiet
 from twins import same_bits
 

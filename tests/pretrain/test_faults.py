@@ -21,7 +21,7 @@ from lawa import cli, records
 from lawa.checkpoints.find import step_directories
 from lawa.checkpoints.publish import is_published, verify
 from lawa.pretrain.checkpoint import whole
-from lawa.pretrain.settings import merge
+from lawa.settings import merge
 from pretrain.driving import killed_in, train
 from twins import same_bits
 

@@ -20,7 +20,7 @@ from lawa.pretrain.config import Config
 from lawa.pretrain.directory import alone
 from lawa.pretrain.inspect import inspect
 from lawa.pretrain.inspect_text import damages, lines
-from lawa.pretrain.settings import build, merge
+from lawa.settings import build, merge
 
 
 @pytest.fixture(scope="module")

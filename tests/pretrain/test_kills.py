@@ -23,7 +23,7 @@ from lawa.errors import LawaError
 from lawa.pretrain import run as runs
 from lawa.pretrain.checkpoint import checkpoints, load
 from lawa.pretrain.config import Config
-from lawa.pretrain.settings import build, merge
+from lawa.settings import build, merge
 
 KILLS = 50  # of each placement
 MOST_TRIES = 300

@@ -16,7 +16,7 @@ from lawa.errors import LawaError, UsageError
 from lawa.evaluation.loss import token_loss
 from lawa.pretrain.config import Config
 from lawa.pretrain.model import given_model, make_model, model_config, shape_of
-from lawa.pretrain.settings import build, merge
+from lawa.settings import build, merge
 
 CPU = torch.device("cpu")
 STORE = SimpleNamespace(vocab_size=60, end_of_text=7)
@@ -239,9 +239,9 @@ def damage(folder, what):
         ("code", "weights", "cannot read its configuration .*; give a model that transformers has itself"),
         ("truncated", "weights", "transformers cannot load its weights"),
         ("quantized", "weights", "tiny is quantized, and cannot be trained in fp32"),
-        ("missing", "weights", "lack gpt_neox.final_layer_norm.weight, which GPTNeoXForCausalLM has"),
-        ("unexpected", "weights", "hold score.weight, for which GPTNeoXForCausalLM has no place"),
-        ("mismatched", "weights", "hold gpt_neox.final_layer_norm.weight in another shape than GPTNeoXForCausalLM"),
+        ("missing", "weights", "lacks gpt_neox.final_layer_norm.weight, which GPTNeoXForCausalLM has"),
+        ("unexpected", "weights", "holds score.weight, for which GPTNeoXForCausalLM has no place"),
+        ("mismatched", "weights", "holds gpt_neox.final_layer_norm.weight in another shape than GPTNeoXForCausalLM"),
     ],
 )
 def test_damaged_and_unknown_models(make, folder, what, kind, sentence):
@@ -252,9 +252,9 @@ def test_damaged_and_unknown_models(make, folder, what, kind, sentence):
 
 
 def test_overrides_that_change_the_shape_of_given_weights(make, folder):
-    with pytest.raises(LawaError, match=r"hold .*layers\.1.* and 11 more, for which GPTNeoXForCausalLM has no place"):
+    with pytest.raises(LawaError, match=r"holds .*layers\.1.* and 11 more, for which GPTNeoXForCausalLM has no place"):
         make({"weights": str(folder), "overrides": {"num_hidden_layers": 1}})
-    with pytest.raises(LawaError, match=r"lack .*layers\.2.* and 11 more"):
+    with pytest.raises(LawaError, match=r"lacks .*layers\.2.* and 11 more"):
         make({"weights": str(folder), "overrides": {"num_hidden_layers": 3}})
     assert make({"weights": str(folder), "overrides": {"attention_dropout": 0.5}}).config.attention_dropout == 0.5
 

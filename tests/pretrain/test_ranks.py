@@ -23,7 +23,7 @@ from lawa.checkpoints.find import step_directories, step_directory
 from lawa.offline.average import average
 from lawa.pretrain.checkpoint import sharded
 from lawa.pretrain.checkpoint.position import State
-from lawa.pretrain.settings import merge
+from lawa.settings import merge
 from twins import same_bits
 
 pytestmark = [

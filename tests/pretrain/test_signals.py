@@ -18,7 +18,7 @@ from lawa.checkpoints.find import step_directories
 from lawa.checkpoints.publish import is_published, verify
 from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
-from lawa.pretrain.settings import build, merge
+from lawa.settings import build, merge
 from twins import same_bits
 
 pytestmark = pytest.mark.slow

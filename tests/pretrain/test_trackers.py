@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lawa.errors import LawaError, UsageError
 from lawa.pretrain.sections.tracking import TrackingConfig
-from lawa.pretrain.settings import build
 from lawa.pretrain.trackers import Trackers, flat, named
 from lawa.records import Records
+from lawa.settings import build
 
 RECORDS = {
     2: [("train", {"tokens": 128, "loss": 5.5, "lr": 0.01, "grad_norm": 1.5, "loss_scale": 65536.0})],

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
-from lawa.pretrain.settings import build
+from lawa.settings import build
 
 
 @pytest.fixture(scope="session")

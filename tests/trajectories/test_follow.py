@@ -234,7 +234,7 @@ def test_a_place_that_is_no_follow_is_left_alone(place, tmp_path):
 
 
 def test_one_process_at_a_time(place, tmp_path):
-    from lawa.trajectories.follow_records import alone
+    from lawa.trajectories.request import alone
 
     with alone(tmp_path / "out"), pytest.raises(LawaError, match="another process works in"):
         Following(request(place), tmp_path / "out").run()

@@ -15,7 +15,7 @@ from lawa.checkpoints import hub_client, hub_parts
 from lawa.errors import LawaError
 from lawa.records import read_json
 from lawa.trajectories import ranges
-from lawa.trajectories.ranges import fetch_files, fetch_ranges, read_start, sizes
+from lawa.trajectories.ranges import fetch_files, fetch_ranges
 from trajectories.hubs import DATA
 
 FILES = [f"document-0000{one}-of-00002.bin" for one in range(3)]
@@ -130,17 +130,6 @@ def test_whole_files_in_the_cache_are_read_from_there(there: Hub, tmp_path: Path
     assert there.requests == []
     with pytest.raises(LawaError, match=r"not whole in the cache \(.* has no other\.bin\)"):
         fetch_files(DATA, ["other.bin"], offline=True)
-
-
-def test_a_header_is_read_without_the_rest(there: Hub, tmp_path: Path) -> None:
-    assert read_start(DATA, "document.idx", 34) == bytes(range(34))
-    assert there.ranges == [("document.idx", "bytes=0-33")]
-    assert read_start(DATA, "document.idx", 1000) == bytes(range(100))
-    fetch_files(DATA, ["document.idx"])
-    there.requests.clear()
-    assert read_start(DATA, "document.idx", 8, offline=True) == bytes(range(8))
-    assert there.requests == []
-    assert sizes(DATA, ["document-*"]) == dict(zip(FILES, SIZES, strict=True))
 
 
 def test_what_cannot_be_is_said_before_anything_is_fetched(

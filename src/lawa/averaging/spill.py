@@ -19,6 +19,7 @@ from lawa.averaging.cost import readable
 from lawa.averaging.layout import Group, Layout, Snapshot
 from lawa.averaging.stores import Bytes, HostStore
 from lawa.background import Writer
+from lawa.disk import reserve
 from lawa.errors import LawaError
 
 
@@ -108,7 +109,7 @@ class SpillStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.folder) as file:
             try:
-                _reserve(file.fileno(), group.nbytes)
+                reserve(file.fileno(), group.nbytes)
             except OSError as full:
                 raise LawaError(
                     f"{self.folder} has no room for the {readable(group.nbytes)} of a snapshot ({full.strerror}); free "
@@ -120,10 +121,3 @@ class SpillStore:
 def _behind_training(layout: Layout) -> bool:
     """Whether copies go by way of pinned memory."""
     return any(group.device.type in ("cuda", "meta") for group in layout)
-
-
-def _reserve(descriptor: int, nbytes: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, nbytes)
-    else:
-        os.truncate(descriptor, nbytes)

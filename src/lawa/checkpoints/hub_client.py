@@ -95,6 +95,11 @@ def patiently(call: Callable[[], T]) -> T:
             patience.wait(away)
 
 
+def passes(status: int) -> bool:
+    """Whether an answer with this status may be otherwise soon."""
+    return status in _PASSING
+
+
 def parse(text: str) -> Repo | None:
     """ORG/NAME or ORG/NAME@REVISION; None for what can only be a path."""
     name, at, revision = text.partition("@")
@@ -126,16 +131,16 @@ def sentences(repo: Repo) -> Iterator[None]:
         raise Unreachable(f"{endpoint} cannot be reached ({first_line(away.__cause__ or away)})") from None
     except errors.HfHubHTTPError as refused:
         answer: Any = refused.response
-        if answer is not None and (answer.status_code in _PASSING or answer.status_code >= 500):
+        if answer is not None and (passes(answer.status_code) or answer.status_code >= 500):
             raise Unreachable(
                 f"{endpoint} does not answer as it should ({first_line(refused)})",
-                passing=answer.status_code in _PASSING,
+                passing=passes(answer.status_code),
                 after=_asked_for(answer.headers),
             ) from None
         raise LawaError(f"{endpoint} refused {repo} ({first_line(refused)})") from None
     except errors.HFValidationError as wrong:
         raise LawaError(f"{repo} is no name of a repo ({first_line(wrong)})") from None
-    except Exception as failed:
+    except Exception as failed:  # of httpx, which is not imported for its errors; all others go on
         if isinstance(failed, ConnectionError) or type(failed).__module__.startswith(("httpx", "httpcore")):
             raise Unreachable(
                 f"{endpoint} cannot be reached ({first_line(failed)})",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lawa.cli.table import show
+from lawa.cli.values import integers
 
 if TYPE_CHECKING:
     from lawa.offline.average import Averaging, Making
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--steps", metavar="A:B:S", help="A, A+S, … B, all of which must be there; A:B, or A,B,…")
     chosen.add_argument("--before", metavar="STEP", type=int, help="those of smaller steps")
     chosen.add_argument("--last", metavar="M", type=int, help="the last M of what is left")
-    chosen.add_argument("--window", metavar="K[,K…]", type=_sizes, help="the latest K; several give several averages")
+    chosen.add_argument("--window", metavar="K[,K…]", type=integers, help="the latest K; several give several averages")
     chosen.add_argument("--spacing", metavar="S", type=int, default=1, help="of windows: every S-th checkpoint")
     chosen.add_argument("--rolling", action="store_true", help="one average for every step with a whole window")
     made = parser.add_argument_group("how they are averaged")
@@ -183,10 +184,3 @@ def _bars() -> Iterator[Progress]:
 
     with bars:
         yield progress
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of checkpoints; write 5, or 3,5,10") from None

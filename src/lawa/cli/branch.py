@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lawa.cli.table import show
+from lawa.cli.values import integers, names, nbytes, numbers
 from lawa.errors import UsageError, require
 
 SUMMARY = "go on with a run from one of its released checkpoints, with the batches it read next, in several arms"
@@ -28,19 +29,19 @@ goes on with the same command. Each step's report lies beside its arms: OUTPUT/s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trajectory", metavar="TRAJECTORY", help="a registered run, a YAML file, or a run's directory")
-    parser.add_argument("--step", required=True, type=_whole_numbers, metavar="S,…", help="checkpoints to branch from")
+    parser.add_argument("--step", required=True, type=integers, metavar="S,…", help="checkpoints to branch from")
     parser.add_argument("--updates", required=True, type=int, metavar="U", help="updates of every arm")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="a new directory, or one to go on with"
     )
     arms = parser.add_argument_group("arms")
     arms.add_argument(
-        "--arms", type=_names, default=("plain", "evaluate", "replace"), metavar="ARM,…",
+        "--arms", type=names, default=("plain", "evaluate", "replace"), metavar="ARM,…",
         help="plain, evaluate, replace (the window slides), clear (it starts anew), or a .yaml file that maps names to "
         "settings (default plain,evaluate,replace)",
     )  # fmt: skip
     arms.add_argument(
-        "--lr-scale", type=_numbers, default=(1.0,), metavar="X,…", help="factors on the run's own rate (default 1)"
+        "--lr-scale", type=numbers, default=(1.0,), metavar="X,…", help="factors on the run's own rate (default 1)"
     )
     arms.add_argument("--window", type=int, default=10, metavar="M", help="snapshots an average covers (default 10)")
     arms.add_argument("--every", type=int, metavar="N", help="updates between captures (default: between checkpoints)")
@@ -97,7 +98,7 @@ def run(given: argparse.Namespace) -> int:
     )  # fmt: skip
     branch = Branch(
         request, given.output, offline=given.offline, allow_bad=given.allow_bad,
-        allow_duplicates=given.allow_duplicates, budget=_bytes(given.disk_budget), say=_say,
+        allow_duplicates=given.allow_duplicates, budget=nbytes("--disk-budget", given.disk_budget), say=_say,
     )  # fmt: skip
     if given.dry_run:
         plan = branch.describe()
@@ -158,30 +159,3 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _say(sentence: str) -> None:
     print(f"lawa branch: {sentence}", file=sys.stderr, flush=True)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no update; write 72000, or 4000,72000,140000") from None
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; write 2, or 1,2,4") from None
-
-
-def _bytes(text: str | None) -> int | None:
-    from lawa.offline.average import bytes_of
-
-    try:
-        return None if text is None else bytes_of(text)
-    except UsageError:
-        raise UsageError(f"--disk-budget {text} is no size; write it as 50GB, 500MB or 1GiB") from None

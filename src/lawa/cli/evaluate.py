@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lawa.cli.values import integers
 from lawa.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--before", metavar="STEP", type=int, help="those of smaller steps")
     chosen.add_argument("--last", metavar="M", type=int, help="the last M of what is left")
     made = parser.add_argument_group("averages")
-    made.add_argument("--window", metavar="K[,K…]", help="of the latest K, at every step that has so many; 1: itself")
+    made.add_argument("--window", metavar="K[,K…]", type=integers, help="of the latest K, at every step; 1: itself")
     made.add_argument("--spacing", metavar="S", type=int, default=1, help="of windows: every S-th checkpoint")
     made.add_argument("--coefficients", metavar="C", action="append", help="as lawa average has them; default: uniform")
     made.add_argument("--accumulate", choices=("float32", "float64"), default="float32", help="dtype of the sums")
@@ -113,7 +114,7 @@ def _asked(given: argparse.Namespace) -> Asked:
     if given.window is None and (given.coefficients or given.spacing != 1 or given.out_dtype):
         raise UsageError("--spacing, --coefficients and --out-dtype are of averages: name their size (--window K)")
     windows = given.window and Windows(
-        sizes=_sizes(given.window),
+        sizes=given.window,
         spacing=given.spacing,
         rolling=True,
         families=[parse_family(text) for text in given.coefficients or ["uniform"]],
@@ -157,10 +158,3 @@ def _batches(file: Path, updates: str | None) -> tuple[Any, range]:
     except (OSError, yaml.YAMLError) as bad:
         raise UsageError(f"--batches {file} cannot be read ({str(bad).splitlines()[0]})") from None
     return open_batches(values), range(first, last + 1)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--window {text} is no number of checkpoints; write 5, or 1,3,5") from None

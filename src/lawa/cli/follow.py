@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lawa.cli.table import show
+from lawa.cli.values import integers, nbytes
 
 if TYPE_CHECKING:
     from lawa.trajectories.follow import Request
@@ -33,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", required=True, help="where the records go")
     parser.add_argument("--steps", metavar="A:B:S", help="A, A+S, … B; A:B, or A,B,…; default: every checkpoint")
     averages = parser.add_argument_group("which averages")
-    averages.add_argument("--window", metavar="K[,K…]", type=_sizes, required=True, help="checkpoints in an average")
+    averages.add_argument("--window", metavar="K[,K…]", type=integers, required=True, help="checkpoints in an average")
     averages.add_argument(
-        "--spacing", metavar="S[,S…]", type=_sizes, default=(1,), help="every S-th of the steps; each with each window"
+        "--spacing", metavar="S[,S…]", type=integers, default=(1,), help="every S-th step; each with each window"
     )
     averages.add_argument(
         "--coefficients", metavar="C", action="append",
@@ -110,8 +111,8 @@ def _request(given: argparse.Namespace) -> Request:
             device=given.device,
         ),
         accumulate=given.accumulate,
-        disk_bytes=_bytes("--disk-budget", given.disk_budget),
-        host_bytes=_bytes("--host-bytes", given.host_bytes),
+        disk_bytes=nbytes("--disk-budget", given.disk_budget),
+        host_bytes=nbytes("--host-bytes", given.host_bytes),
         workers=(given.workers or 2) if given.engine == "ray" else 1,
         address=given.address,
         offline=given.offline,
@@ -137,20 +138,3 @@ class _Progress:
         gain = f" (gain {plain - loss:+.4f})" if name != "plain" and plain is not None and loss is not None else ""
         shown = "not finite" if loss is None else f"{loss:.4f}"
         print(f"{self.done}/{self.left} step {step}: {name} {shown}{gain}", file=sys.stderr, flush=True)
-
-
-def _bytes(option: str, text: str | None) -> int | None:
-    from lawa.errors import UsageError
-    from lawa.offline.average import bytes_of
-
-    try:
-        return None if text is None else bytes_of(text)
-    except UsageError:
-        raise UsageError(f"{option} {text} is no size; write it as 50GB, 500MB or 1GiB") from None
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of checkpoints; write 5, or 3,5,10") from None

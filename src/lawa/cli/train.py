@@ -15,8 +15,8 @@ from lawa.errors import UsageError, require
 from lawa.pretrain.config import Config, load
 from lawa.pretrain.directory import FINAL, check_new, check_resumable, way_on
 from lawa.pretrain.reference import sections
-from lawa.pretrain.settings import merge, nested, walk
 from lawa.pretrain.signals import Stopped, Terminated, terminable
+from lawa.settings import merge, nested, walk
 
 SUMMARY = "pre-train a language model with latest weight averaging"
 USAGE = "lawa train CONFIG.yaml --output RUN [options]\n       lawa train --resume RUN [options]"

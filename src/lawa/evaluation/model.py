@@ -19,7 +19,7 @@ _GENERATION = "generation_config.json"
 
 def read_shape(source: str | Path) -> Any:
     """transformers' configuration of the model in a folder, a config.json, or a name on the hub."""
-    with _one_sentence(f"{source}: transformers cannot read its configuration"):
+    with one_sentence(f"{source}: transformers cannot read its configuration"):
         shape = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     if getattr(shape, "quantization_config", None):
         raise LawaError(f"{source} is quantized, and its tensors are no weights; give the model that it was made from")
@@ -46,11 +46,11 @@ def make_model(
     model of its own. Raises LawaError for weights that do not fit, naming the first one.
     """
     with (
-        _one_sentence(f"{label}: no causal language model can be made of {type(shape).__name__}"),
+        one_sentence(f"{label}: no causal language model can be made of {type(shape).__name__}"),
         torch.device("meta"),
     ):
         own = type(AutoModelForCausalLM.from_config(shape, dtype=dtype))
-    with _quiet(), _one_sentence(f"{label}: transformers cannot load its weights"):
+    with quiet(), one_sentence(f"{label}: transformers cannot load its weights"):
         model, report = own.from_pretrained(
             None,
             config=shape,
@@ -59,42 +59,42 @@ def make_model(
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    _refuse(label, own.__name__, report)
+    refuse_misfits(label, own.__name__, report, "name the config.json of this model (--config)")
     if home is not None and (home / _GENERATION).is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(home))
     return model.to(device).eval()
 
 
-def _refuse(label: str, own: str, report: Mapping[str, Any]) -> None:
+def refuse_misfits(label: str, own: str, report: Mapping[str, Any], remedy: str) -> None:
+    """Raise LawaError for what transformers' loading `report` has of weights that a model of class `own` lacks, has no
+    place for, or has in another shape."""
     for what, sentence in (
-        ("missing_keys", f"lacks {{}}, which {own} has"),
-        ("unexpected_keys", f"holds {{}}, for which {own} has no place"),
-        ("mismatched_keys", f"holds {{}} in another shape than {own} has it"),
+        ("missing_keys", "lacks {}, which " + own + " has"),
+        ("unexpected_keys", "holds {}, for which " + own + " has no place"),
+        ("mismatched_keys", "holds {} in another shape than " + own + " has it"),
     ):
         names = sorted(key if isinstance(key, str) else key[0] for key in report[what])
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise LawaError(
-                f"{label} {sentence.format(names[0] + more)}; name the config.json of this model (--config)"
-            )
+            raise LawaError(f"{label} {sentence.format(names[0] + more)}; {remedy}")
 
 
 @contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
-    """Anything that the libraries raise, as one LawaError: `what` and their first line."""
+def one_sentence(
+    what: str, remedy: str = "give a model that transformers has itself, whole and undamaged"
+) -> Iterator[None]:
+    """Anything that the libraries raise, as one LawaError: `what`, their first line, the remedy."""
     try:
         yield
     except LawaError:
         raise
-    except Exception as failed:  # OSError, ValueError, KeyError, RuntimeError, httpx's and safetensors' own
+    except Exception as failed:  # OSError, ValueError, KeyError, RuntimeError, httpx's, safetensors' and pickle's own
         line = str(failed).strip().partition("\n")[0].rstrip(".")
-        raise LawaError(
-            f"{what} ({type(failed).__name__}: {line}); give a model that transformers has itself, whole and undamaged"
-        ) from failed
+        raise LawaError(f"{what} ({type(failed).__name__}: {line}); {remedy}") from failed
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bar and its report on what it loaded: what is wrong in it is raised."""
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -88,7 +88,7 @@ def _nats(model: nn.Module, sequences: NDArray[np.int64]) -> float:
 
 
 def _check_vocabulary(model: nn.Module, text: Text) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
+    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     if text.highest >= rows:
         raise LawaError(
             f"{text.name} has the id {text.highest}, and the model's vocabulary has {rows}; evaluate it on text that "

@@ -68,24 +68,24 @@ EVERY_WIDTH static void add_five(float *sum, const void *const *theta, int type,
     else ADD_FIVE(OF_FLOAT16);
 }
 
-#define MEAN_OF_FIVE(to, of, put) EVERY(to[j] = put((0.0f + of(0) + of(1) + of(2) + of(3) + of(4)) * scale))
+#define FINISH(to, of, put) EVERY(to[j] = put((sum[j] + of(0) + of(1) + of(2) + of(3) + of(4)) * scale))
 #define AS_IT_IS(value) (value)
 #define TO_FLOAT16(value) ((_Float16)(value))
 
-/* out <- the mean of five of its own type, in one go; whether any of it is not finite. The sum begins with +0. */
-EVERY_WIDTH static int mean_of_five(void *out, const void *const *theta, float scale, int type, int64_t m) {
+/* out <- (sum + five of out's own type) * scale, in one go; whether any of it is not finite. */
+EVERY_WIDTH static int finish(void *out, const float *sum, const void *const *theta, float scale, int type, int64_t m) {
     int bad = 0;
     if (type == FLOAT32) {
         float *to = out;
-        MEAN_OF_FIVE(to, OF_FLOAT32, AS_IT_IS);
+        FINISH(to, OF_FLOAT32, AS_IT_IS);
         EVERY(bad |= !(to[j] - to[j] == 0));
     } else if (type == BFLOAT16) {
         uint16_t *to = out;
-        MEAN_OF_FIVE(to, OF_BFLOAT16, to_bf16);
+        FINISH(to, OF_BFLOAT16, to_bf16);
         EVERY(bad |= (to[j] & 0x7f80) == 0x7f80);
     } else {
         _Float16 *to = out;
-        MEAN_OF_FIVE(to, OF_FLOAT16, TO_FLOAT16);
+        FINISH(to, OF_FLOAT16, TO_FLOAT16);
         EVERY(bad |= !((float)to[j] - (float)to[j] == 0));
     }
     return bad;
@@ -161,14 +161,16 @@ static void sum_up(float *sum, const char *memory, int64_t block, const int *typ
     }
 }
 
-/* The tensors of a window of five that are all of `type`, from their element `from` on; whether it is such a window. */
-static int five_alike(const void **theta, const char *memory, int64_t block, const int *types, const int64_t *window,
-                      int64_t k, int type, int64_t from) {
-    for (int64_t i = 0; i < k && k == 5; i++) {
-        if (types[window[i]] != type) return 0;
-        theta[i] = memory + window[i] * block * 4 + from * SIZE[type];
+/* The last five of a window, from their element `from` on; whether it has them, all of `type`. */
+static int last_five(const void **theta, const char *memory, int64_t block, const int *types, const int64_t *window,
+                     int64_t k, int type, int64_t from) {
+    if (k < 5) return 0;
+    for (int64_t i = 0; i < 5; i++) {
+        int64_t input = window[k - 5 + i];
+        if (types[input] != type) return 0;
+        theta[i] = memory + input * block * 4 + from * SIZE[type];
     }
-    return k == 5;
+    return 1;
 }
 
 /* n elements of one tensor.
@@ -204,13 +206,11 @@ int64_t lawa_average_files(int64_t inputs, const int *fds, const int64_t *offset
             for (int64_t from = 0; from < m; from += CHUNK) {
                 int64_t length = m - from < CHUNK ? m - from : CHUNK;
                 const void *theta[5];
-                int bad;
-                if (!coefficients[o] && five_alike(theta, memory, block, types, windows[o], counts[o], out_type, from)) {
-                    bad = mean_of_five(out + from * size, theta, scale, out_type, length);
-                } else {
-                    sum_up(sum, memory, block, types, windows[o], counts[o], coefficients[o], from, length);
-                    bad = put(out + from * size, sum, scale, out_type, length);
-                }
+                int fused = !coefficients[o] &&
+                            last_five(theta, memory, block, types, windows[o], counts[o], out_type, from);
+                sum_up(sum, memory, block, types, windows[o], counts[o] - 5 * fused, coefficients[o], from, length);
+                int bad = fused ? finish(out + from * size, sum, theta, scale, out_type, length)
+                                : put(out + from * size, sum, scale, out_type, length);
                 not_finite[o] |= (uint8_t)bad;
             }
             *failed = inputs + o;

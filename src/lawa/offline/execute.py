@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lawa.checkpoints.catalog import ITEMSIZE, Stored
+from lawa.disk import reserve
 from lawa.errors import LawaError, NonFiniteAverage
 from lawa.offline import files_kernel
 from lawa.offline.bytes_at import TRUNCATED, read_all, write_all
@@ -72,10 +73,8 @@ def lay_out(plan: Plan, directory: Path) -> None:
     for file in plan.files:
         with (directory / file.name).open("xb") as new:
             new.write(file.begin)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(new.fileno(), 0, file.nbytes)
-            else:
-                new.truncate(file.nbytes)
+            new.flush()
+            reserve(new.fileno(), file.nbytes)
 
 
 def run(

@@ -6,6 +6,7 @@ A snapshot is a checkpoint's tensors by name on the host, as they are stored; na
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,13 @@ def load(catalog: Catalog) -> dict[str, Tensor]:
         read = dict(zip(places, pool.map(lambda at: _read(descriptors[at.file], at), places), strict=True))
     check_unchanged(catalog)
     return {name: read[at] for name, at in catalog.tensors.items()}
+
+
+def map_in(catalog: Catalog) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint as a memory map of its file: no bytes are read before they are used. The files may
+    be removed meanwhile, but not changed; tensors are not to be written."""
+    maps = {file: _map(file) for file in catalog.files}
+    return {name: _view(maps[at.file], at) for name, at in catalog.tensors.items()}
 
 
 def kept(snapshot: Snapshot, policy: Policy | None = None, *, label: str = "the checkpoint") -> dict[str, Tensor]:
@@ -144,3 +152,15 @@ def _read(descriptor: int, stored: Stored) -> Tensor:
             raise LawaError(f"{stored.file}: {CUT_OFF}")
         left, at = left[done:], at + done
     return tensor
+
+
+def _map(file: Path) -> mmap.mmap:
+    with file.open("rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that could be written
+
+
+def _view(mapped: mmap.mmap, at: Stored) -> Tensor:
+    dtype = getattr(torch, at.dtype)
+    if not at.numel:
+        return torch.empty(at.shape, dtype=dtype)
+    return torch.frombuffer(mapped, dtype=dtype, count=at.numel, offset=at.offset).view(at.shape)

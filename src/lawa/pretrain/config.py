@@ -19,7 +19,7 @@ from lawa.pretrain.sections.model import ModelConfig
 from lawa.pretrain.sections.output import CheckpointsConfig, EvaluationConfig
 from lawa.pretrain.sections.tracking import TrackingConfig
 from lawa.pretrain.sections.training import TrainingConfig
-from lawa.pretrain.settings import build, check_seed, merge, setting
+from lawa.settings import build, check_seed, merge, setting
 
 
 @dataclass(frozen=True, kw_only=True)

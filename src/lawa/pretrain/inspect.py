@@ -18,8 +18,8 @@ from lawa.pretrain.config import read_yaml
 from lawa.pretrain.directory import CHECKPOINTS, CONFIG, FINAL, LOCK, way_on
 from lawa.pretrain.inspect_checkpoint import bytes_of, check, format_of, inspect_checkpoint, training_of
 from lawa.pretrain.sections.averaging import AveragingConfig
-from lawa.pretrain.settings import build
 from lawa.records import read_json
+from lawa.settings import build
 
 RUN = "run.json"
 FIELDS = ("name", "started", "seed", "updates", "tokens_per_update", "mode", "replaced_with", "after_replace",

@@ -48,7 +48,7 @@ def _read_optimizer(file: Path, setup: Setup) -> None:
     wanted = {f"{key}.{name}": () if key == "step" else shape for name, shape in shapes.items() for key in _KEYS}
     try:
         with safe_open(file, framework="pt") as tensors:
-            there = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            there = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (it is no mapping)
     except (OSError, SafetensorError) as unreadable:
         raise LawaError(f"model.optimizer={str(file)!r} cannot be read ({unreadable}); fetch or make it anew") from None
     wrong = next((name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name)), None)

@@ -5,8 +5,6 @@ Code that comes with a model is never run: only what transformers itself knows, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from lawa.checkpoints.publish import sha256
 from lawa.errors import LawaError, UsageError
+from lawa.evaluation.model import one_sentence, quiet, refuse_misfits
 from lawa.pretrain.config import Config
 from lawa.pretrain.presets import PRESETS
 from lawa.pretrain.sections.model import ModelConfig
@@ -113,7 +111,7 @@ def make_model(config: Config, text: Text, *, device: torch.device, given: Given
     if given is not None and given.weights:
         model = load_weights(given, shape)
     else:
-        with device, _one_sentence(f"no causal language model can be made of {type(shape).__name__}"):
+        with device, one_sentence(f"no causal language model can be made of {type(shape).__name__}"):
             model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     nn.Module.to(model, device)
     model.train()
@@ -160,7 +158,7 @@ def _preset(config: Config, text: Text) -> Any:
 
 def _read(config: Config, text: Text, given: Given) -> Any:
     fields = _end_of_text(text) if config.model.config is not None else {}
-    with _one_sentence(f"{given.name}: transformers cannot read its configuration"):
+    with one_sentence(f"{given.name}: transformers cannot read its configuration"):
         base = AutoConfig.from_pretrained(str(given.path), trust_remote_code=False)
         fields.update(_overrides(config.model, base))
         shape = AutoConfig.from_pretrained(str(given.path), trust_remote_code=False, **fields)
@@ -187,7 +185,7 @@ def _from_hub(model: ModelConfig, patterns: tuple[str, ...]) -> Path:
     name = model.source
     assert name is not None
     at = f" at revision {model.revision!r}" if model.revision else ""
-    with _one_sentence(
+    with one_sentence(
         f"{name}{at} is no folder here, and could not be had from the Hugging Face hub",
         "give a path that exists or a name on the hub, and fetch it once with a connection if this machine is offline",
     ):
@@ -196,7 +194,7 @@ def _from_hub(model: ModelConfig, patterns: tuple[str, ...]) -> Path:
 
 def load_weights(given: Given, shape: Any) -> PreTrainedModel:
     """Its weights in fp32 on the CPU, every one of them and no other."""
-    with _quiet(), _one_sentence(f"{given.name}: transformers cannot load its weights"):
+    with quiet(), one_sentence(f"{given.name}: transformers cannot load its weights"):
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             str(given.path),
             config=shape,
@@ -207,48 +205,15 @@ def load_weights(given: Given, shape: Any) -> PreTrainedModel:
             output_loading_info=True,
         )
     own = type(model).__name__
-    for what, sentence in (
-        ("missing_keys", "lack {}, which " + own + " has"),
-        ("unexpected_keys", "hold {}, for which " + own + " has no place"),
-        ("mismatched_keys", "hold {} in another shape than " + own + " has it"),
-    ):
-        names = sorted(key if isinstance(key, str) else key[0] for key in report[what])
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise LawaError(
-                f"the weights of {given.name} {sentence.format(names[0] + more)}; remove the model.overrides that "
-                "change its shape, or give weights of this architecture"
-            )
+    refuse_misfits(
+        given.name, own, report,
+        "remove the model.overrides that change its shape, or give weights of this architecture",
+    )  # fmt: skip
     return model
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
     # transformers 5.23 renamed it; the older name warns there, the newer one is missing before.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    with _one_sentence("training.activation_checkpointing=true is not possible", "set it to false"):
+    with one_sentence("training.activation_checkpointing=true is not possible", "set it to false"):
         enable({"use_reentrant": False})
-
-
-@contextmanager
-def _one_sentence(
-    what: str, remedy: str = "give a model that transformers has itself, whole and undamaged"
-) -> Iterator[None]:
-    """Anything that the libraries raise, as one LawaError: `what`, their first line, the remedy."""
-    try:
-        yield
-    except LawaError:
-        raise
-    except Exception as failed:  # OSError, ValueError, KeyError, RuntimeError, httpx's, safetensors' and pickle's own
-        line = str(failed).strip().partition("\n")[0].rstrip(".")
-        raise LawaError(f"{what} ({type(failed).__name__}: {line}); {remedy}") from failed
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report on what it loaded: what is wrong in it is raised."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

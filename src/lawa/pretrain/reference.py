@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lawa.pretrain.settings import walk
+from lawa.settings import walk
 
 _TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "any"}
 

@@ -38,13 +38,13 @@ from lawa.pretrain.loop import Loop
 from lawa.pretrain.model import shape_of
 from lawa.pretrain.progress import Progress, tokenizing
 from lawa.pretrain.ranks import Ranks
-from lawa.pretrain.settings import build, merge
 from lawa.pretrain.setup import Setup, prepare
 from lawa.pretrain.signals import Stop, ignore_sigterm
 from lawa.pretrain.table import table
 from lawa.pretrain.text import open_again
 from lawa.pretrain.trackers import Trackers
 from lawa.records import Records, read_json, write_json
+from lawa.settings import build, merge
 
 
 def start(config: Config, run: Path, *, console: Console | None = None) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lawa.errors import UsageError
 from lawa.pretrain.config import read_yaml
-from lawa.pretrain.settings import merge
+from lawa.settings import merge
 
 Overlay = Mapping[str, Any]
 

@@ -11,7 +11,6 @@ Whatever is there already is not done again: the same command goes on where a ki
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,19 +30,19 @@ from lawa.pretrain import run as runs
 from lawa.pretrain.config import Config
 from lawa.pretrain.directory import FINAL, latest
 from lawa.pretrain.ranks import Ranks
-from lawa.pretrain.settings import build, merge, nested
 from lawa.pretrain.text import open_text
-from lawa.records import read_json, write_json
+from lawa.settings import build, merge, nested
 from lawa.trajectories import registry
 from lawa.trajectories.arms import Training, find_arms, trainings
 from lawa.trajectories.data import settings_for
 from lawa.trajectories.fetch import Fetcher
 from lawa.trajectories.ranges import Arrived
 from lawa.trajectories.released import evaluate_released
+from lawa.trajectories.request import alone, begin
 from lawa.trajectories.start import OPTIMIZER, has_state, start_of
 from lawa.trajectories.trajectory import Trajectory
 
-REQUEST = "branch.json"
+REQUEST = "branch"
 START, DATA, RELEASED = "start", "data", "released"
 _REWARMUP = 100  # updates, where moments are fresh: a few times 1/(1 − β2)
 
@@ -190,9 +189,10 @@ class Branch:
     def run(self) -> Iterator[list[Path]]:
         """For each checkpoint that is branched from, the run directories of its arms and of the released run, once all
         are done."""
-        self._claim()
-        for point in self.points:
-            yield self._branch(point)
+        with alone(self.output):
+            begin(self.output, REQUEST, {"trajectory": self.trajectory.name, **asdict(self.request)})
+            for point in self.points:
+                yield self._branch(point)
 
     def _branch(self, point: Point) -> list[Path]:
         directory = step_directory(self.output, point.step)
@@ -342,24 +342,6 @@ class Branch:
             for step in self.trajectory.steps
             if point.step < step <= last and step % self.evaluate_every == 0 and step not in bad
         ]
-
-    def _claim(self) -> None:
-        """The output is this request's: begun anew, or gone on with."""
-        told = json.loads(json.dumps({"trajectory": self.trajectory.name, **asdict(self.request)}))
-        file = self.output / REQUEST
-        if file.is_file():
-            before = read_json(file)
-            differing = [name for name in told if before.get(name) != told[name]]
-            if differing:
-                raise UsageError(
-                    f"{self.output} is of another branch (its {differing[0]} is {before.get(differing[0])!r}, not "
-                    f"{told[differing[0]]!r}); give the same command, or choose another --output"
-                )
-            return
-        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise UsageError(f"{self.output} exists already and is no branch; choose another --output")
-        self.output.mkdir(parents=True, exist_ok=True)
-        write_json(file, told)
 
 
 def _at_once(averaging: Mapping[str, Any], held: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from lawa.data.batches import KINDS
 from lawa.errors import UsageError
 from lawa.pretrain.sections.training import TrainingConfig
-from lawa.pretrain.settings import build, check_at_least, check_choices, required, setting
+from lawa.settings import build, check_at_least, check_choices, required, setting
 from lawa.trajectories.naming import ROUNDINGS, Naming
 from lawa.trajectories.trajectory import Trajectory
 

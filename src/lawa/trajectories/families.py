@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lawa.errors import require
-from lawa.pretrain.settings import merge
+from lawa.settings import merge
 from lawa.trajectories.description import trajectory
 from lawa.trajectories.trajectory import Trajectory
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -38,20 +38,21 @@ from lawa.trajectories.follow_plan import (
 from lawa.trajectories.follow_records import (
     GROUPS,
     METRICS,
+    REQUEST,
     RESULTS,
     RUN,
     Journal,
-    alone,
-    begin,
     describe,
     results,
     take_in,
 )
 from lawa.trajectories.follow_source import Source, breaking_off, on_disk, on_hub
 from lawa.trajectories.follow_text import Evaluation
+from lawa.trajectories.request import alone, begin
 
 SCRATCH = ".scratch"
 _DECIDING = ("context", "limit", "dtype")  # of an evaluation, beside its text
+Walked = tuple[Mapping[str, float], dict[str, Any]]  # seconds by kind of work, and what the model is
 Tell = Callable[[Mapping[str, Any]], None]  # takes a line of metrics.jsonl once it is recorded
 
 
@@ -142,7 +143,7 @@ class Following:
         """
         output = self.output
         with self._stack, alone(output):
-            begin(output, self.asked)
+            begin(output, REQUEST, self.asked)
             journal = Journal(output / METRICS)
             take_in(output, journal)
             self._plan(journal.done)
@@ -172,13 +173,14 @@ class Following:
 
     def _on_cluster(self, journal: Journal, tell: Tell) -> Mapping[str, float]:
         (self.output / GROUPS).mkdir(exist_ok=True)
-        seconds: Counter[str] = Counter()
+        seconds: dict[str, float] = defaultdict(float)
         shared = _Shared(self.request, self.output, self.series, Path.cwd())
         known = len(journal.lines)
         self._stack.close()  # what was left in the cache belongs to the workers
         try:
             for took, model in Cluster(self.request.address).run(_group, shared, list(enumerate(self.groups))):
-                seconds.update(took)
+                for what, spent in took.items():
+                    seconds[what] += spent
                 if model:
                     describe(self.output, self.asked, model)
         finally:
@@ -245,7 +247,7 @@ class _Shared:
     here: Path
 
 
-def _group(shared: _Shared, batch: tuple[int, Mapping[Due, tuple[int, ...]]]) -> tuple[Counter[str], dict[str, Any]]:
+def _group(shared: _Shared, batch: tuple[int, Mapping[Due, tuple[int, ...]]]) -> Walked:
     """On a worker: one group of steps, recorded in its own file; done again, it goes on after what is there."""
     number, due = batch
     request = shared.request
@@ -253,7 +255,7 @@ def _group(shared: _Shared, batch: tuple[int, Mapping[Due, tuple[int, ...]]]) ->
         journal = Journal(shared.output / GROUPS / f"{number}.jsonl")
         left = {one: inputs for one, inputs in due.items() if one not in journal.done}
         if not left:
-            return Counter(), {}
+            return {}, {}
         steps = sorted({step for inputs in left.values() for step in inputs})
         source = open_source(request, steps, stack)
         plan = plan_for(request, source, left)
@@ -269,7 +271,7 @@ def _walk(
     series: Sequence[Series],
     scratch: Path,
     record: Tell,
-) -> tuple[Counter[str], dict[str, Any]]:
+) -> Walked:
     """(seconds by kind of work, what the model is)."""
     from lawa.trajectories.follow_evaluation import Evaluator
     from lawa.trajectories.follow_walk import walk

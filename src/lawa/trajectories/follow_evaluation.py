@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lawa.data.store import open_store
-from lawa.errors import LawaError, UsageError
-from lawa.evaluation.model import make_model, read_shape
+from lawa.checkpoints.select import Found
+from lawa.data import tokenizer as tokenizers
+from lawa.errors import LawaError
+from lawa.evaluation.asked import Asked
+from lawa.evaluation.model import make_model
+from lawa.evaluation.reading import Reading
 from lawa.evaluation.score import score
-from lawa.evaluation.text import Text, of_files, of_store
-from lawa.trajectories.follow_text import Evaluation, is_store
-
-_CONTEXT = 2048  # tokens, where nobody says fewer
+from lawa.evaluation.text import Text
+from lawa.trajectories.follow_text import Evaluation
 
 
 class Evaluator:
@@ -36,9 +36,17 @@ class Evaluator:
 
     def look(self, folder: Path) -> None:
         """Read the model's configuration; of the first checkpoint its tokenizer, too, where the text needs one."""
-        self._shape = read_shape(folder)
+        settings = self.settings
+        here = Found(label=str(folder), step=None, path=folder)
+        asked = Asked(
+            inputs=[folder], texts=[settings.text], context=settings.context, limit=settings.limit,
+            batch=settings.batch, dtype=settings.dtype, device=settings.device,
+            tokenizer=None if self._tokenizer is None or _has_tokenizer(folder) else self._tokenizer,
+        )  # fmt: skip
+        reading = Reading(asked)
+        self._shape = reading.shape(here)
         if self._text is None:
-            self._text = self._open(folder)
+            [self._text] = reading.texts(here)
 
     def __call__(self, weights: Mapping[str, Tensor], label: str) -> dict[str, Any]:
         """loss (nats a token), perplexity, bits_per_byte, tokens, bytes; None where it is not finite or not known."""
@@ -50,24 +58,10 @@ class Evaluator:
         self.model = {"architecture": self._shape.model_type, "parameters": model.num_parameters()}
         return asdict(score(model, text, batch=settings.batch))
 
-    def _open(self, folder: Path) -> Text:
-        settings = self.settings
-        most = getattr(self._shape, "max_position_embeddings", None) or _CONTEXT
-        context = settings.context or min(most, _CONTEXT)
-        if context > most:
-            raise UsageError(f"--context {context} is more than the {most} tokens that the model takes")
-        name = Path(settings.text).name
-        if is_store(settings.text):
-            return of_store(open_store(settings.text), context, settings.limit, name=name)
-        return of_files([settings.text], self._load_tokenizer(folder), context, settings.limit, name=name)
 
-    def _load_tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
-        failed = None
-        for where in (str(folder), self._tokenizer):
-            if where is not None:
-                try:
-                    return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-                except Exception as error:  # OSError, ValueError, KeyError, tokenizers' own
-                    failed = str(error).strip().partition("\n")[0]
-        tried = " and ".join(dict.fromkeys(filter(None, (str(folder), self._tokenizer))))
-        raise LawaError(f"no tokenizer can be had from {tried} ({failed}); give a token store as --text")
+def _has_tokenizer(folder: Path) -> bool:
+    try:
+        tokenizers.load(folder)
+    except LawaError:
+        return False
+    return True

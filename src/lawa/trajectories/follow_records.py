@@ -10,21 +10,17 @@ DIR/.lock          held while a process works
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lawa.errors import LawaError, UsageError
-from lawa.records import Records, provenance, read, read_json, write_json
+from lawa.records import Records, provenance, read, write_json
 from lawa.trajectories.ahead import ahead, in_words
 from lawa.trajectories.follow_plan import PLAIN, Due
 
-REQUEST, RUN, METRICS, RESULTS, GROUPS = "follow.json", "run.json", "metrics.jsonl", "results.json", "groups"
+REQUEST, RUN, METRICS, RESULTS, GROUPS = "follow", "run.json", "metrics.jsonl", "results.json", "groups"
 
 
 class Journal:
@@ -62,32 +58,6 @@ def evaluation(
     return {
         "kind": "evaluation", "update": step, "tokens": tokens, "losses": {name: found["loss"]}, **made_of, **more,
     }  # fmt: skip
-
-
-def begin(directory: Path, request: Mapping[str, Any]) -> None:
-    """Write the request into a new directory, or see that an old one has the same; UsageError otherwise."""
-    file = directory / REQUEST
-    if not file.is_file():
-        if directory.exists() and any(one.name != ".lock" for one in directory.iterdir()):
-            raise UsageError(f"{directory} exists already and is no follow (no {REQUEST}); choose another --output")
-        write_json(file, dict(request))
-        return
-    if differing := _difference(read_json(file), json.loads(json.dumps(request))):
-        raise UsageError(
-            f"{directory} holds another follow: {differing}; ask for the same again, or choose another --output"
-        )
-
-
-@contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Hold the directory for this one process; a process that is killed gives it back."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LawaError(f"another process works in {directory}; wait for it, or choose another --output") from None
-        yield
 
 
 def take_in(directory: Path, journal: Journal) -> None:
@@ -144,21 +114,3 @@ def results(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _finite(value: float) -> float | None:
     """JSON has no nan."""
     return value if math.isfinite(value) else None
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first field in which two requests differ, in words."""
-    for key in now:
-        if key not in before or before[key] != now[key]:
-            own, its = now[key], before.get(key)
-            if isinstance(own, Mapping) and isinstance(its, Mapping):
-                inner = next(one for one in {**its, **own} if own.get(one) != its.get(one))
-                return f"its {key} {inner} is {_short(its.get(inner))} and not {_short(own.get(inner))}"
-            return f"its {key} differ{'s' if not key.endswith('s') else ''} ({_short(its)} and not {_short(own)})"
-    return None
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 4:
-        return f"{value[0]}, {value[1]}, … {value[-1]} ({len(value)} in all)"
-    return str(value)[:100]

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import mmap
 import queue
 import shutil
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from lawa.checkpoints import formats
-from lawa.checkpoints.catalog import Catalog, Stored
+from lawa.checkpoints.catalog import Catalog
 from lawa.checkpoints.named import named
 from lawa.checkpoints.sources import check_unchanged
 from lawa.errors import LawaError
-from lawa.offline.in_memory import average, kept, load
+from lawa.offline.in_memory import average, kept, load, map_in
 from lawa.trajectories.follow_plan import PLAIN, Due, Plan, Series, Stage
 from lawa.trajectories.follow_records import evaluation
 from lawa.trajectories.follow_source import Source
 
 Weights = Mapping[str, Tensor]
+Seconds = dict[str, float]  # by kind of work
 
 
 class Evaluate(Protocol):
@@ -62,7 +61,7 @@ def walk(
     scratch: Path,
     accumulate: str,
     record: Callable[[dict[str, Any]], None],
-) -> Counter[str]:
+) -> Seconds:
     """Do the evaluations of `plan`, each recorded as it is done; the seconds that each kind of work took.
 
     scratch     a folder for checkpoints that cannot be read in place; a step's part of it goes with the step
@@ -72,7 +71,7 @@ def walk(
     Every checkpoint is fetched and loaded once. What fails behind is raised when its step is needed.
     """
     coefficients = {one.name: one.coefficients for one in series}
-    seconds: Counter[str] = Counter()
+    seconds: Seconds = defaultdict(float)
     held: dict[int, _Held] = {}
     with _Behind.working(source, plan) as behind:
         for stage in plan.stages:
@@ -202,27 +201,8 @@ def _read(path: Path, source: Source, stage: Stage, scratch: Path, evaluate: Eva
     return _Held(weights, catalog, stage.mapped)
 
 
-def map_in(catalog: Catalog) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint as a memory map of its file: no bytes are read before they are used. The files may
-    be removed meanwhile, but not changed; tensors are not to be written."""
-    maps = {file: _map(file) for file in catalog.files}
-    return {name: _view(maps[at.file], at) for name, at in catalog.tensors.items()}
-
-
-def _map(file: Path) -> mmap.mmap:
-    with file.open("rb") as opened:
-        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that could be written
-
-
-def _view(mapped: mmap.mmap, at: Stored) -> Tensor:
-    dtype = getattr(torch, at.dtype)
-    if not at.numel:
-        return torch.empty(at.shape, dtype=dtype)
-    return torch.frombuffer(mapped, dtype=dtype, count=at.numel, offset=at.offset).view(at.shape)
-
-
 @contextmanager
-def _timed(seconds: Counter[str], what: str) -> Iterator[None]:
+def _timed(seconds: Seconds, what: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
-    seconds[what] += time.perf_counter() - begun  # type: ignore[assignment]
+    seconds[what] += time.perf_counter() - begun

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from lawa.averaging.cost import readable
 from lawa.checkpoints.formats.safetensors import header_bytes
+from lawa.disk import reserve
 from lawa.errors import LawaError
 
 _METADATA = {"format": "pt"}  # as transformers writes it
@@ -29,7 +29,7 @@ def lay_out(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tens
         opened.write(begin)
         opened.flush()
         try:
-            _reserve(opened.fileno(), size)
+            reserve(opened.fileno(), size)
         except OSError as full:
             raise LawaError(
                 f"{file.parent} has no room for the {readable(size)} of {file.name} ({full.strerror}); free some, or "
@@ -40,10 +40,3 @@ def lay_out(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tens
         name: whole[offsets[name] :][: math.prod(shape) * torch.float32.itemsize].view(torch.float32).view(shape)
         for name, shape in shapes.items()
     }
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.truncate(descriptor, size)

@@ -8,8 +8,8 @@ from typing import Any
 from lawa.checkpoints.find import step_directories
 from lawa.pretrain.config import Config, read_yaml
 from lawa.pretrain.directory import CHECKPOINTS, CONFIG, STORE
-from lawa.pretrain.settings import build
 from lawa.records import read_json
+from lawa.settings import build
 from lawa.trajectories.naming import Naming
 from lawa.trajectories.trajectory import Trajectory
 

@@ -1,4 +1,4 @@
-"""Bytes of data sets on the hub: a stretch of files one behind the other, whole files, the beginning of one. No torch.
+"""Bytes of data sets on the hub: a stretch of files one behind the other, and whole files. No torch.
 
 Pythia's preshuffled Pile is 21 files of 30 GB; 2000 updates of it are 8 GB, which may lie in two of them.
 """
@@ -92,30 +92,6 @@ def fetch_files(
     pinned = hub.pin(Repo(repo, revision, repo_type), only=names, offline=offline)
     [folder] = hub.fetch_all([pinned], arrived=arrived)
     return {name: folder / name for name in pinned.files}
-
-
-def sizes(
-    repo: str, names: Sequence[str], *, repo_type: str = "dataset", revision: str | None = None, offline: bool = False
-) -> dict[str, int]:
-    """{name: bytes} of files that `names` or patterns name, sorted by name. Nothing is fetched."""
-    return dict(hub.pin(Repo(repo, revision, repo_type), only=names, offline=offline).files)
-
-
-def read_start(
-    repo: str,
-    name: str,
-    nbytes: int,
-    *,
-    repo_type: str = "dataset",
-    revision: str | None = None,
-    offline: bool = False,
-) -> bytes:
-    """The first bytes of a file, all of it where it has fewer: a header, without the rest."""
-    pinned = hub.pin(Repo(repo, revision, repo_type), only=[name], offline=offline)
-    try:
-        return b"".join(_read(pinned, Part(name, 0, min(nbytes, pinned.files[name]), 0), offline=offline))
-    except Unreachable as away:
-        raise LawaError(f"{away}; try again") from None
 
 
 def _is_there(into: Path, asked: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import AutoConfig
 
 from lawa.evaluation.loss import evaluate
@@ -65,7 +66,7 @@ def _loss(folder: Path, config: Config, validation: NDArray[np.int64]) -> float:
     given = Given(name=str(folder), path=folder, weights=True)
     model = load_weights(given, AutoConfig.from_pretrained(str(folder), trust_remote_code=False))
     device = config.training.device if config.training.device != "auto" else _best()
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    nn.Module.to(model, device)
     return evaluate(model, validation, batch=config.evaluation.batch)
 
 

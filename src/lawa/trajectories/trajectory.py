@@ -13,7 +13,7 @@ from typing import Any
 from lawa.errors import LawaError
 from lawa.pretrain.schedules import SCHEDULES
 from lawa.pretrain.sections.training import TrainingConfig
-from lawa.pretrain.settings import build
+from lawa.settings import build
 from lawa.trajectories.naming import Naming
 
 

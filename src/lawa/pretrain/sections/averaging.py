@@ -9,7 +9,7 @@ from typing import Any
 from lawa.averaging.averages import EMA, Average, RunningMean, Window, named_averages
 from lawa.averaging.replacement import make_replacement
 from lawa.errors import LawaError, UsageError
-from lawa.pretrain.settings import check_at_least, check_choices, setting
+from lawa.settings import check_at_least, check_choices, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from lawa.data import batches
 from lawa.data.sources import KINDS, NAMELESS, MegatronSource, Source, TextSource, absolute, check
 from lawa.errors import UsageError
-from lawa.pretrain.settings import build, check_at_least, check_seed, setting
+from lawa.settings import build, check_at_least, check_seed, setting
 
 Sources = list[str] | dict[str, Any] | None  # paths, or source → its settings
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lawa.errors import UsageError
 from lawa.pretrain.presets import ARCHITECTURES, PRESETS
-from lawa.pretrain.settings import check_choices, setting
+from lawa.settings import check_choices, setting
 
 _INITIAL = ("preset", "architecture", "config", "weights")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lawa.pretrain.settings import check_at_least, check_choices, setting
+from lawa.settings import check_at_least, check_choices, setting
 
 SAVED = ("last", "all", "none")
 

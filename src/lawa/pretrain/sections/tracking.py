@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lawa.errors import UsageError
-from lawa.pretrain.settings import setting
+from lawa.settings import setting
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 

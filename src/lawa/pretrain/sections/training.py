@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lawa.errors import UsageError
 from lawa.pretrain.schedules import SCHEDULES, learning_rate
-from lawa.pretrain.settings import check_at_least, check_choices, required, setting
+from lawa.settings import check_at_least, check_choices, required, setting
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lawa.errors import UsageError
@@ -70,7 +72,8 @@ def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
         elif dataclasses.is_dataclass(hints[name]):
             given[name] = build(hints[name], {}, _join(path, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{_join(path, name)} is not set: {field.metadata['help']}")
+            told = f": {field.metadata['help']}" if "help" in field.metadata else ""
+            raise UsageError(f"{_join(path, name)} is not set{told}")
     return cls(**given)
 
 
@@ -95,7 +98,10 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise UsageError(f"{path}={value!r} must be a mapping")
-        return {str(key): convert(item, options[1], _join(path, key)) for key, item in value.items()}
+        return {
+            convert(key, options[0], _join(path, key)): convert(item, options[1], _join(path, key))
+            for key, item in value.items()
+        }
     return _scalar(value, hint, path)
 
 
@@ -127,13 +133,17 @@ def nested(path: str, value: Any) -> dict[str, Any]:
 
 
 def _scalar(value: Any, hint: type, path: str) -> Any:
-    what = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+    what = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[hint]
     wrong = UsageError(f"{path}={value!r} must be {what}")
     if hint is bool:
         if isinstance(value, bool):
             return value
         raise wrong
     if isinstance(value, bool):
+        raise wrong
+    if hint is Path and isinstance(value, (str, os.PathLike)):
+        return Path(value)
+    if hint is Path:
         raise wrong
     if hint is str:
         if isinstance(value, (str, int, float)):

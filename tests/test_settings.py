@@ -1,10 +1,11 @@
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lawa.errors import UsageError
-from lawa.pretrain.settings import build, merge, nested, required, setting, walk
+from lawa.settings import build, merge, nested, required, setting, walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +66,43 @@ def test_every_setting_is_listed_with_its_path():
     assert [path for path, _, _ in walk(Outer)] == [
         "inner.lr", "inner.steps", "inner.on", "inner.names", "inner.more", "name",
     ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    place: Path
+    places: dict[int, Path] | None = None
+    parts: list[Path] | None = None
+    share: float = 1.0
+    flag: bool = False
+    count: int = 0
+    order: list[int] | None = None
+    name: str = ""
+
+
+def test_paths_and_mappings_by_number():
+    values = {"place": "a", "places": {"3": "b", 4: Path("c")}, "parts": ["d"], "share": 2, "flag": True, "order": [1]}
+    assert build(Places, {**values, "count": 5, "name": "n"}, "s") == Places(
+        place=Path("a"), places={3: Path("b"), 4: Path("c")}, parts=[Path("d")], share=2.0, flag=True, order=[1],
+        count=5, name="n",
+    )  # fmt: skip
+    assert build(Places, {"place": "a", "parts": None}, "s") == Places(place=Path("a"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"place": 3}, "s.place=3 must be a path"),
+        ({"place": None}, "s.place=None must be a path"),
+        ({"places": {"x": "b"}}, "s.places.x='x' must be a whole number"),
+        ({"places": {1: 2}}, "s.places.1=2 must be a path"),
+        ({"places": ["b"]}, r"s.places=\['b'\] must be a mapping"),
+        ({"parts": ["a", 1]}, r"s.parts\[1\]=1 must be a path"),
+        ({"share": True}, "s.share=True must be a number"),
+        ({"flag": 1}, "s.flag=1 must be true or false"),
+        ({"count": True}, "s.count=True must be a whole number"),
+    ],
+)
+def test_a_field_without_help_and_other_types_are_named(wrong: dict[str, Any], sentence: str):
+    with pytest.raises(UsageError, match=sentence):
+        build(Places, {"place": "a", **wrong}, "s")
