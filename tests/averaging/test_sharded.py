@@ -27,7 +27,8 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=EXHAUSTIVE), pytest.param(3, marks=EXHAUSTIVE), 4])
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+@EXHAUSTIVE
 def test_other_numbers_of_ranks(ranks: int, tmp_path: Path) -> None:
     """1 has nothing to share, 3 divides nothing evenly, and with 4 some ranks hold empty shards."""
     need_two = {"the_counter_counts", "one_bad_rank_and_all_skip"} if ranks == 1 else set()
@@ -42,7 +43,9 @@ def test_evaluated_under_every_setting_of_fsdp2(ranks: int, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "ranks"), [("tp", 2), ("tp", 3), ("fsdp2 x tp", 4), ("hsdp", 4)])
+@pytest.mark.parametrize(
+    ("layout", "ranks"), [("tp", 2), pytest.param("tp", 3, marks=EXHAUSTIVE), ("fsdp2 x tp", 4), ("hsdp", 4)]
+)
 def test_meshes(layout: str, ranks: int, tmp_path: Path) -> None:
     run("meshes.py", ranks, tmp_path, *meshes.CHECKS, layout=layout)
 
@@ -55,7 +58,7 @@ def test_uneven_and_empty_shards_of_tensor_parallel(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
-@pytest.mark.parametrize(("saved", "resumed"), [(2, 1), (1, 2), (2, 3), (3, 4)])
+@pytest.mark.parametrize(("saved", "resumed"), [(2, 1), (1, 2), (2, 3), pytest.param(3, 4, marks=EXHAUSTIVE)])
 def test_saved_on_some_ranks_it_goes_on_on_others(saved: int, resumed: int, tmp_path: Path) -> None:
     """With one window full and one half full, and a replacement pending; in fresh processes."""
     run("sharded.py", saved, tmp_path, "save_for_others")
@@ -72,7 +75,7 @@ def test_saved_on_some_ranks_it_goes_on_on_others(saved: int, resumed: int, tmp_
         (("fsdp2", 2), ("tp", 3)),
         pytest.param(("tp", 2), ("fsdp2 x tp", 4), marks=EXHAUSTIVE),
         pytest.param(("fsdp2 x tp", 4), ("hsdp", 4), marks=EXHAUSTIVE),
-        (("hsdp", 4), ("fsdp2", 3)),
+        pytest.param(("hsdp", 4), ("fsdp2", 3), marks=EXHAUSTIVE),
         (("uneven tp", 3), ("uneven tp", 2)),
     ],
     ids=str,

@@ -310,8 +310,15 @@ def until(process, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(
+    ("lost", "sharding"),
+    [
+        (0, "none"),
+        pytest.param(1, "none", marks=pytest.mark.exhaustive),
+        pytest.param(0, "fsdp2", marks=pytest.mark.exhaustive),
+        (1, "fsdp2"),
+    ],
+)
 def test_a_lost_rank_ends_the_run_with_a_sentence_and_it_goes_on(replacing, tmp_path, sharding, lost):
     run, config = tmp_path / "run", tmp_path / "config.yaml"
     long = {"training": {"updates": 100_000, "sharding": sharding}, "checkpoints": {"every": 50, "keep": 2}}

@@ -83,7 +83,11 @@ def begin(tmp_path, given):
         program = ["-m", "lawa"] if hold is None else ["-c", HOLDING.format(hold=hold)]
         command = [sys.executable, *program, "train", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        begun.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+        heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell may have started us without it
+        try:
+            begun.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+        finally:
+            signal.signal(signal.SIGINT, heard)
         return begun[-1]
 
     yield start
